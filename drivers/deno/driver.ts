@@ -1,0 +1,25 @@
+/** The driver for Deno. `threadDriver` is for any thread, `runtimeDriver` for main. */
+import { Socket } from "node:net";
+import process from "node:process";
+import type { RuntimeDriver, ThreadDriver } from "../../src/runtime/driver.ts";
+import { makeRuntimeDriver, makeThreadDriver, type RuntimeParts } from "../node/driver.ts";
+import { makeFfi } from "./ffi.ts";
+
+function parts(): RuntimeParts {
+  return {
+    name: `deno ${process.versions.deno}`,
+    ffi: makeFfi(),
+    nowNs: () => Math.round(performance.now() * 1e6),
+    url: import.meta.url,
+  };
+}
+
+export function threadDriver(): ThreadDriver {
+  return makeThreadDriver(parts());
+}
+
+export function runtimeDriver(): RuntimeDriver {
+  const adopt = (fd: number) =>
+    new Socket({ fd, readable: true, writable: true, allowHalfOpen: true });
+  return makeRuntimeDriver(parts(), adopt);
+}

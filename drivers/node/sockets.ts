@@ -1,0 +1,99 @@
+/** Stream sockets of the control plane by node:net, the same on both runtimes. Thread: main. */
+import { lookup } from "node:dns/promises";
+import { lstatSync, unlinkSync } from "node:fs";
+import { connect, createServer, type ListenOptions, type Server, type Socket } from "node:net";
+import type { Listener, SocketAddress, Sockets } from "../../src/runtime/driver.ts";
+import { SocketStream } from "./streams.ts";
+
+/** `adopt` makes a socket of a connected fd: the one thing that each runtime does its own way. */
+export function makeSockets(adopt: (fd: number) => Socket): Sockets {
+  return {
+    async listen(address) {
+      const listener: Listener = { onConnection: () => {}, close: () => server.close() };
+      const server = await listenOn(address, (socket) =>
+        listener.onConnection(new SocketStream(socket)),
+      );
+      return listener;
+    },
+    async connect(address) {
+      if (address.type === "fd") return new SocketStream(adopt(address.fd));
+      return new SocketStream(await connected(address));
+    },
+    async resolve(host) {
+      const found = await lookup(host, { all: true, verbatim: true });
+      return found.map(({ address, family }) => ({ address, family: family === 6 ? 6 : 4 }));
+    },
+  };
+}
+
+/** A listening server. A unix socket file that nobody listens on any more is replaced. */
+export async function listenOn(
+  address: SocketAddress,
+  onConnection: (socket: Socket) => void,
+): Promise<Server> {
+  try {
+    return await listening(address, onConnection);
+  } catch (error) {
+    if (!(await isStale(address, error))) throw error;
+    unlinkSync((address as { path: string }).path);
+    return listening(address, onConnection);
+  }
+}
+
+function listening(
+  address: SocketAddress,
+  onConnection: (socket: Socket) => void,
+): Promise<Server> {
+  return new Promise((resolve, reject) => {
+    const server = createServer({ allowHalfOpen: true }, onConnection);
+    server.once("error", reject);
+    server.listen(listenOptions(address), () => {
+      server.off("error", reject);
+      // Running out of descriptors, for example: the connection waits, or its client gives up.
+      server.on("error", () => {});
+      resolve(server);
+    });
+  });
+}
+
+function listenOptions(address: SocketAddress): ListenOptions & { fd?: number } {
+  switch (address.type) {
+    case "unix":
+      return { path: address.path };
+    case "inet":
+      return address.host === ""
+        ? { port: address.port }
+        : { host: address.host, port: address.port };
+    case "fd":
+      return { fd: address.fd };
+  }
+}
+
+type NamedAddress = Exclude<SocketAddress, { type: "fd" }>;
+
+function connected(address: NamedAddress): Promise<Socket> {
+  return new Promise((resolve, reject) => {
+    const socket =
+      address.type === "unix"
+        ? connect({ path: address.path, allowHalfOpen: true })
+        : connect({ host: address.host, port: address.port, allowHalfOpen: true });
+    socket.once("error", reject);
+    socket.once("connect", () => {
+      socket.off("error", reject);
+      resolve(socket);
+    });
+  });
+}
+
+/** Listening failed because of a socket file that a process left behind. */
+async function isStale(address: SocketAddress, error: unknown): Promise<boolean> {
+  if (address.type !== "unix" || address.path.startsWith("\0")) return false;
+  if ((error as { code?: unknown }).code !== "EADDRINUSE") return false;
+  if (!lstatSync(address.path).isSocket()) return false;
+  try {
+    (await connected(address)).destroy();
+    return false;
+  } catch (refusal) {
+    return (refusal as { code?: unknown }).code === "ECONNREFUSED";
+  }
+}

@@ -1,0 +1,89 @@
+import { describe, expect, test } from "bun:test";
+import { type ChildProcess, spawn } from "node:child_process";
+import { rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { driver } from "../../support/driver.ts";
+
+const FIXTURE = fileURLToPath(new URL("./fixtures/process.ts", import.meta.url));
+const RUN = "Bun" in globalThis ? [] : ["run", "-A", "--no-check"];
+
+function start(...args: string[]): ChildProcess {
+  return spawn(process.execPath, [...RUN, FIXTURE, ...args], { stdio: "pipe" });
+}
+
+function exitCode(child: ChildProcess): Promise<number | null> {
+  return new Promise((resolve) => child.on("close", resolve));
+}
+
+/** Everything that came out, when it has closed. */
+function output(stream: NodeJS.ReadableStream): Promise<string> {
+  return new Promise((resolve) => {
+    const chunks: Uint8Array[] = [];
+    stream.on("data", (chunk: Uint8Array) => chunks.push(chunk));
+    stream.on("end", () => resolve(Buffer.concat(chunks).toString()));
+  });
+}
+
+function firstOutput(stream: NodeJS.ReadableStream): Promise<string> {
+  return new Promise((resolve) => stream.once("data", (chunk) => resolve(String(chunk))));
+}
+
+describe("process", () => {
+  test("exit() waits for a slow reader of standard output", async () => {
+    const child = start("flood");
+    await new Promise((resolve) => setTimeout(resolve, 200));
+    const [code, text] = await Promise.all([exitCode(child), output(child.stdout!)]);
+    const lines = text.trimEnd().split("\n");
+    expect(lines.length).toBe(20_000);
+    expect(lines.at(-1)).toBe(`line 19999 ${"x".repeat(50)}`);
+    expect(code).toBe(5);
+  });
+
+  test("stdin() is a stream whose writes are standard output", async () => {
+    const child = start("echo");
+    child.stdin!.end("x".repeat(300_000));
+    const [code, text] = await Promise.all([exitCode(child), output(child.stdout!)]);
+    expect(text).toBe("x".repeat(300_000));
+    expect(code).toBe(0);
+  });
+
+  test("onSignal() replaces the end by a signal", async () => {
+    const child = start("signal");
+    expect(await firstOutput(child.stdout!)).toBe("ready\n");
+    const rest = firstOutput(child.stdout!);
+    // Not child.kill(): one runtime then says that the signal ended the process, whatever did.
+    process.kill(child.pid!, "SIGTERM");
+    expect(await rest).toBe("terminated\n");
+    expect(await exitCode(child)).toBe(6);
+  });
+
+  test("exit() waits until a socket's peer has taken what was written", async () => {
+    const path = join(tmpdir(), `process-${process.pid}.sock`);
+    const child = start("answer", path);
+    expect(await firstOutput(child.stdout!)).toBe("ready\n");
+    const stream = await driver.sockets.connect({ type: "unix", path });
+    let received = 0;
+    const closed = new Promise<void>((resolve) => {
+      stream.onClose = resolve;
+    });
+    stream.onData = (bytes) => {
+      received += bytes.length;
+      stream.pause();
+      setTimeout(() => stream.resume(), 1);
+    };
+    const code = exitCode(child);
+    await closed;
+    expect(received).toBe(8 << 20);
+    expect(await code).toBe(7);
+    rmSync(path, { force: true });
+  });
+
+  test("stderr() is written at once, and exitNow() ends the process", async () => {
+    const child = start("now");
+    const [code, text] = await Promise.all([exitCode(child), output(child.stderr!)]);
+    expect(text).toBe("first\n");
+    expect(code).toBe(8);
+  });
+});
