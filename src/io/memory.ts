@@ -1,0 +1,84 @@
+/**
+ * Native memory that the kernel and JavaScript share: one mapping per thread, known by address,
+ * looked at through views that are made once. Positions inside are byte offsets ("at"); the
+ * kernel gets `address + at`. Thread: iothread.
+ */
+import {
+  MADV_DONTNEED,
+  MAP_ANONYMOUS,
+  MAP_NORESERVE,
+  MAP_PRIVATE,
+  PROT_READ,
+  PROT_WRITE,
+} from "../abi/linux.ts";
+import type { Linux } from "../runtime/linux.ts";
+import { assert, OutportError } from "../util/error.ts";
+
+export class Memory {
+  /** Of the first byte. Page-aligned. */
+  readonly address: number;
+  readonly bytes: number;
+  readonly u8: Uint8Array;
+  readonly u16: Uint16Array;
+  readonly u32: Uint32Array;
+  readonly i32: Int32Array;
+  readonly f64: Float64Array;
+  readonly view: DataView;
+  #linux: Linux;
+
+  /**
+   * Maps `bytes` (a multiple of the page size, at most 4 GiB) of zeroes; pages cost when touched.
+   */
+  constructor(linux: Linux, bytes: number) {
+    const flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    const address = linux.mmap(0, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (address < 0) throw new OutportError("limit", `Cannot map ${bytes} bytes of memory`);
+    this.#linux = linux;
+    this.address = address;
+    this.bytes = bytes;
+    // SAFETY: the mapping lives as long as the process or until unmap(), which its owner calls
+    // last.
+    const buffer = linux.ffi.view(address, bytes);
+    this.u8 = new Uint8Array(buffer);
+    this.u16 = new Uint16Array(buffer);
+    this.u32 = new Uint32Array(buffer);
+    this.i32 = new Int32Array(buffer);
+    this.f64 = new Float64Array(buffer);
+    this.view = new DataView(buffer);
+  }
+
+  /** Zeroes memory inside this mapping. */
+  zero(address: number, bytes: number): void {
+    const at = address - this.address;
+    assert(at >= 0 && at + bytes <= this.bytes, "zero() stays inside the mapping");
+    this.u8.fill(0, at, at + bytes);
+  }
+
+  /** Copies within this mapping. */
+  copy(target: number, source: number, bytes: number): void {
+    const to = target - this.address;
+    const from = source - this.address;
+    assert(to >= 0 && to + bytes <= this.bytes, "copy() stays inside the mapping");
+    assert(from >= 0 && from + bytes <= this.bytes, "copy() stays inside the mapping");
+    this.u8.copyWithin(to, from, from + bytes);
+  }
+
+  /**
+   * Gives the pages of [at, at + bytes) back to the host; they read as zeroes then. Page-aligned.
+   */
+  release(at: number, bytes: number): void {
+    assert(at >= 0 && at + bytes <= this.bytes, "release() stays inside the mapping");
+    this.#linux.madvise(this.address + at, bytes, MADV_DONTNEED);
+  }
+
+  /** Writes a u64 as a pair of u32, little-endian. `at` is a multiple of 4. */
+  setU64(at: number, value: number): void {
+    this.u32[at >>> 2] = value >>> 0;
+    this.u32[(at >>> 2) + 1] = (value / 0x1_0000_0000) >>> 0;
+  }
+
+  /** Ends the mapping. No view may be touched and nothing may be in flight afterwards. */
+  unmap(): void {
+    this.#linux.munmap(this.address, this.bytes);
+  }
+}
