@@ -1,0 +1,357 @@
+/**
+ * The side of a block node that an export or a job works through: bounds, alignment, splitting,
+ * FUA and writethrough, in-flight and drain, statistics; each once, here. Thread: iothread.
+ *
+ * A request is a slot of reactor.requests. The fast path maps its whole range to a host file and
+ * submits one operation; all else goes through SlowPath.
+ */
+import { RWF_DSYNC } from "../abi/linux.ts";
+import { makeToken } from "../io/engine.ts";
+import type { Reactor } from "../io/reactor.ts";
+import { NONE, type RequestCarrier, type RequestOwner, type RequestTable } from "../io/requests.ts";
+import { EAGAIN, EINTR, EIO, EOPNOTSUPP, EPERM, ESHUTDOWN } from "../runtime/errno.ts";
+import { assert } from "../util/error.ts";
+import {
+  type BlockNode,
+  MAPPED,
+  OP_CACHE,
+  OP_FLUSH,
+  OP_READ,
+  OP_WRITE,
+  type Op,
+  REQ_FUA,
+  type Resolution,
+  ZERO,
+} from "./node.ts";
+import { SlowPath } from "./slow-path.ts";
+import { Statistics } from "./statistics.ts";
+import { type WriteGate, writeGateOf } from "./write-gate.ts";
+
+const PAGE_BYTES = 4096;
+
+export interface BackendOptions {
+  readonly writable: boolean;
+  /** Every write is flushed before it completes. */
+  readonly writethrough: boolean;
+}
+
+export class BlockBackend implements RequestCarrier {
+  readonly reactor: Reactor;
+  readonly node: BlockNode;
+  readonly writable: boolean;
+  readonly writethrough: boolean;
+  readonly statistics = new Statistics();
+  #requests: RequestTable;
+  #flagsAlways: number;
+  #kinds: { readonly io: number; readonly posted: number };
+  #resolution: Resolution = { fd: -1, offset: 0, bytes: 0 };
+  #slowPath: SlowPath;
+  /** Only for nodes with an alignment. */
+  #gate: WriteGate | null;
+  #inFlight = 0;
+  /** Callers of drain() that have not called resume(). */
+  #drains = 0;
+  #waiting: number[] = [];
+  #onIdle: (() => void)[] = [];
+  #closed = false;
+
+  constructor(reactor: Reactor, node: BlockNode, options: BackendOptions) {
+    this.reactor = reactor;
+    this.node = node;
+    this.writable = options.writable;
+    this.#requests = reactor.requests;
+    this.writethrough = options.writethrough;
+    this.#flagsAlways = options.writethrough ? REQ_FUA : 0;
+    this.#kinds = kindsOf(reactor);
+    this.#slowPath = new SlowPath(reactor, node);
+    this.#gate = node.limits.requestAlignment > 1 ? writeGateOf(reactor) : null;
+  }
+
+  get inFlight(): number {
+    return this.#inFlight;
+  }
+
+  /** Starts the request in `slot`; its owner hears of its end, never before this returns. */
+  submit(slot: number): void {
+    const requests = this.#requests;
+    requests.carrier[slot] = this;
+    requests.doneBytes[slot] = 0;
+    if (this.#drains > 0) this.#waiting.push(slot);
+    else this.#start(slot);
+  }
+
+  /** The same as a Promise of 0 or -errno, for slow paths; waits for a slot when it must. */
+  request(op: Op, offset: number, bytes: number, address: number, flags: number): Promise<number> {
+    const requests = this.#requests;
+    return new Promise((resolve) => {
+      const owner = new PromiseOwner(this.reactor, resolve);
+      const start = () => {
+        const slot = requests.allocate(owner);
+        if (slot === NONE) {
+          requests.onFree(start);
+          return;
+        }
+        requests.op[slot] = op;
+        requests.offset[slot] = offset;
+        requests.bytes[slot] = bytes;
+        requests.address[slot] = address;
+        requests.flags[slot] = flags;
+        this.submit(slot);
+      };
+      start();
+    });
+  }
+
+  /**
+   * True when the range is one run of a host file and in the host's memory: `out` says where, and a
+   * transport may send it from there. That counts as a read.
+   */
+  findCached(offset: number, bytes: number, out: Resolution): boolean {
+    const { node, reactor } = this;
+    if (this.#drains > 0 || node.limits.requestAlignment > 1) return false;
+    if (node.resolve(OP_READ, offset, bytes, out) !== MAPPED || out.bytes < bytes) return false;
+    const status = reactor.linux.cachestat(out.fd, out.offset, bytes);
+    if (typeof status === "number") return false;
+    const first = Math.floor(out.offset / PAGE_BYTES);
+    const last = Math.floor((out.offset + bytes - 1) / PAGE_BYTES);
+    if (status.cached < last - first + 1) return false;
+    this.statistics.count(OP_READ, bytes, 0);
+    return true;
+  }
+
+  /**
+   * Writes `bytes` of a pipe at `offset` at once. Returns how many, or -errno; -EAGAIN when it
+   * has to be an ordinary request. Multiples of 4096. The caller flushes in the end if it must:
+   * see `writethrough`.
+   */
+  writeFromPipe(pipeFd: number, bytes: number, offset: number): number {
+    const { node, reactor } = this;
+    const out = this.#resolution;
+    if (this.#drains > 0 || !this.writable || node.limits.requestAlignment > 1) return -EAGAIN;
+    if (node.resolve(OP_WRITE, offset, bytes, out) !== MAPPED || out.bytes < bytes) return -EAGAIN;
+    const result = reactor.engine.writeFromPipe(pipeFd, bytes, out.fd, out.offset);
+    if (result === -EAGAIN) return result;
+    this.statistics.count(OP_WRITE, bytes, result);
+    return result < 0 ? node.onMappedError(OP_WRITE, result) : result;
+  }
+
+  /** New requests wait; resolves when none is in flight. Pair with resume(). */
+  drain(): Promise<void> {
+    this.#drains++;
+    if (this.#inFlight === 0) return Promise.resolve();
+    return new Promise((resolve) => this.#onIdle.push(resolve));
+  }
+
+  resume(): void {
+    assert(this.#drains > 0, "resume() follows drain()");
+    if (--this.#drains > 0) return;
+    const waiting = this.#waiting;
+    this.#waiting = [];
+    for (const slot of waiting) this.#start(slot);
+  }
+
+  /** Drains for good; what still waits ends with -ESHUTDOWN. Flushes. Returns 0 or -errno. */
+  async close(): Promise<number> {
+    assert(!this.#closed, "a backend is closed once");
+    this.#closed = true;
+    await this.drain();
+    for (const slot of this.#waiting) {
+      this.#inFlight++;
+      this.#post(slot, -ESHUTDOWN);
+    }
+    this.#waiting = [];
+    return this.writable ? this.#slowPath.run(OP_FLUSH, 0, 0, 0, 0) : 0;
+  }
+
+  /** An operation on a mapped range ended. */
+  onIo(slot: number, result: number): void {
+    const requests = this.#requests;
+    if (result === -EINTR || result === -EAGAIN) {
+      this.#map(slot);
+      return;
+    }
+    const op = requests.op[slot] as Op;
+    if (op > OP_WRITE) {
+      this.#finish(slot, result < 0 ? this.node.onMappedError(op, result) : 0);
+      return;
+    }
+    if (result < 0) {
+      this.#onMappedError(slot, op, result);
+      return;
+    }
+    const done = requests.doneBytes[slot]! + result;
+    requests.doneBytes[slot] = done;
+    if (done === requests.bytes[slot]) this.#finish(slot, 0);
+    else if (result > 0) this.#map(slot);
+    else if (op === OP_READ) this.#finishPastEnd(slot);
+    else this.#finish(slot, -EIO);
+  }
+
+  onPosted(slot: number, result: number): void {
+    this.#complete(slot, result);
+  }
+
+  #start(slot: number): void {
+    this.#inFlight++;
+    const requests = this.#requests;
+    const op = requests.op[slot] as Op;
+    const offset = requests.offset[slot]!;
+    const bytes = requests.bytes[slot]!;
+    if (op !== OP_READ && op !== OP_FLUSH && op !== OP_CACHE && !this.writable) {
+      this.#post(slot, -EPERM);
+    } else if (!(offset >= 0 && bytes >= 0 && offset + bytes <= this.node.bytes)) {
+      this.#post(slot, -EIO);
+    } else if (op === OP_FLUSH || op === OP_CACHE) {
+      this.#map(slot);
+    } else if (op <= OP_WRITE && this.#isDirect(offset, bytes, requests.address[slot]!)) {
+      if (op === OP_WRITE && this.#gate !== null && !this.#gate.tryEnter()) this.#runSlow(slot);
+      else this.#map(slot);
+    } else {
+      this.#runSlow(slot);
+    }
+  }
+
+  /** The node takes this READ or WRITE as it is. */
+  #isDirect(offset: number, bytes: number, address: number): boolean {
+    const { requestAlignment, memoryAlignment, transferBytesMax } = this.node.limits;
+    if (bytes > transferBytesMax || bytes === 0) return false;
+    if (requestAlignment === 1) return true;
+    return (
+      offset % requestAlignment === 0 &&
+      bytes % requestAlignment === 0 &&
+      address % memoryAlignment === 0
+    );
+  }
+
+  /** Submits what is left of the request as one operation, or hands it to the slow path. */
+  #map(slot: number): void {
+    const requests = this.#requests;
+    const op = requests.op[slot] as Op;
+    const done = requests.doneBytes[slot]!;
+    const bytes = requests.bytes[slot]! - done;
+    const out = this.#resolution;
+    const kind = this.node.resolve(op, requests.offset[slot]! + done, bytes, out);
+    if (kind === MAPPED && (out.bytes >= bytes || op === OP_FLUSH)) {
+      const engine = this.reactor.engine;
+      const token = makeToken(this.#kinds.io, slot);
+      const address = requests.address[slot]! + done;
+      if (op === OP_READ) engine.read(out.fd, address, bytes, out.offset, token);
+      else if (op === OP_FLUSH) engine.fsync(out.fd, true, token);
+      else this.#write(slot, address, bytes, token);
+    } else if (kind === ZERO && op > OP_WRITE) {
+      this.#post(slot, 0);
+    } else if (kind === ZERO && op === OP_READ && out.bytes >= bytes) {
+      this.reactor.memory.zero(requests.address[slot]! + done, bytes);
+      this.#post(slot, 0);
+    } else {
+      if (op === OP_WRITE) this.#gate?.leave();
+      this.#runSlow(slot);
+    }
+  }
+
+  #write(slot: number, address: number, bytes: number, token: number): void {
+    const { fd, offset } = this.#resolution;
+    const rwFlags = this.#mustFlush(slot) ? RWF_DSYNC : 0;
+    this.reactor.engine.write(fd, address, bytes, offset, rwFlags, token);
+  }
+
+  #mustFlush(slot: number): boolean {
+    if (((this.#requests.flags[slot]! | this.#flagsAlways) & REQ_FUA) === 0) return false;
+    // Where a flush is nothing (cache.no-flush), so is FUA.
+    const out = this.#resolution;
+    const { fd, offset, bytes } = out;
+    const kind = this.node.resolve(OP_FLUSH, 0, 0, out);
+    out.fd = fd;
+    out.offset = offset;
+    out.bytes = bytes;
+    return kind !== ZERO;
+  }
+
+  #onMappedError(slot: number, op: Op, result: number): void {
+    if (op === OP_WRITE && result === -EOPNOTSUPP && this.#mustFlush(slot)) {
+      // The file system has no RWF_DSYNC: write, then flush.
+      this.#gate?.leave();
+      this.#runSlow(slot);
+      return;
+    }
+    // What a failed synchronous write says of the cache, a later flush would no longer say.
+    const flushFailed = op === OP_WRITE && result === -EIO && this.#mustFlush(slot);
+    this.#finish(slot, this.node.onMappedError(flushFailed ? OP_FLUSH : op, result));
+  }
+
+  /** The host file ends before the node does: the rest reads as zeroes. */
+  #finishPastEnd(slot: number): void {
+    const requests = this.#requests;
+    const done = requests.doneBytes[slot]!;
+    this.reactor.memory.zero(requests.address[slot]! + done, requests.bytes[slot]! - done);
+    this.#finish(slot, 0);
+  }
+
+  #finish(slot: number, result: number): void {
+    if (this.#gate !== null && this.#requests.op[slot] === OP_WRITE) this.#gate.leave();
+    this.#complete(slot, result);
+  }
+
+  #runSlow(slot: number): void {
+    const requests = this.#requests;
+    this.reactor.spawn(async () => {
+      const result = await this.#slowPath.run(
+        requests.op[slot] as Op,
+        requests.offset[slot]!,
+        requests.bytes[slot]!,
+        requests.address[slot]!,
+        requests.flags[slot]! | this.#flagsAlways,
+      );
+      this.#complete(slot, result);
+    });
+  }
+
+  /** Ends the request from the loop, so that no owner hears of it inside submit(). */
+  #post(slot: number, result: number): void {
+    this.reactor.engine.post(makeToken(this.#kinds.posted, slot), result);
+  }
+
+  #complete(slot: number, result: number): void {
+    const requests = this.#requests;
+    this.statistics.count(requests.op[slot] as Op, requests.bytes[slot]!, result);
+    const owner = requests.owner[slot]!;
+    this.#inFlight--;
+    owner.onRequestDone(slot, result);
+    if (this.#inFlight === 0 && this.#onIdle.length > 0) {
+      this.reactor.asyncResumed();
+      for (const resolve of this.#onIdle.splice(0)) resolve();
+    }
+  }
+}
+
+class PromiseOwner implements RequestOwner {
+  #reactor: Reactor;
+  #resolve: (result: number) => void;
+
+  constructor(reactor: Reactor, resolve: (result: number) => void) {
+    this.#reactor = reactor;
+    this.#resolve = resolve;
+  }
+
+  onRequestDone(slot: number, result: number): void {
+    this.#reactor.requests.free(slot);
+    this.#reactor.asyncResumed();
+    this.#resolve(result);
+  }
+}
+
+const kinds = new WeakMap<Reactor, { io: number; posted: number }>();
+
+/** Two completion kinds serve all backends of a reactor: the slot names its carrier. */
+function kindsOf(reactor: Reactor): { io: number; posted: number } {
+  let pair = kinds.get(reactor);
+  if (pair === undefined) {
+    const { carrier } = reactor.requests;
+    pair = {
+      io: reactor.register((slot, result) => carrier[slot]!.onIo(slot, result)),
+      posted: reactor.register((slot, result) => carrier[slot]!.onPosted(slot, result)),
+    };
+    kinds.set(reactor, pair);
+  }
+  return pair;
+}

@@ -1,0 +1,149 @@
+/**
+ * BlockdevOptions: the members that every driver has, their defaults, what an inline child takes
+ * over from its parent, and the plan of nodes that one blockdev-add makes. Thread: main.
+ * Spec: qapi/block-core.json BlockdevOptions; QEMU block.c bdrv_inherited_options()
+ */
+import { bool, enumeration, object, optional, str } from "../qapi/scalars.ts";
+import type { ObjectMembers } from "../qapi/types.ts";
+import { assert, OutportError } from "../util/error.ts";
+import type { BlockDriver } from "./driver.ts";
+
+type Wire = Readonly<Record<string, unknown>>;
+
+/** Members of BlockdevOptions that every driver has, but `driver` itself. */
+export const blockdevCommonMembers = {
+  "node-name": optional(str, "Name of the node; required for the root of the definition"),
+  discard: optional(
+    enumeration("BlockdevDiscardOptions", ["ignore", "unmap"]),
+    "What to do with discard requests (default: ignore)",
+  ),
+  cache: optional(
+    object("BlockdevCacheOptions", {
+      direct: optional(bool, "Bypass the host's page cache, O_DIRECT (default: false)"),
+      "no-flush": optional(bool, "Ignore flush requests (default: false)"),
+    }),
+    "Cache options",
+  ),
+  active: optional(bool, "Whether the node may be used at once (default: true)"),
+  "read-only": optional(bool, "Open for reading only (default: false)"),
+  "auto-read-only": optional(
+    bool,
+    "Open for reading only when writing is not possible or not needed (default: false)",
+  ),
+  "force-share": optional(bool, "Take no image locks that shut others out (default: false)"),
+  "detect-zeroes": optional(
+    enumeration("BlockdevDetectZeroesOptions", ["off", "on", "unmap"]),
+    "Turn written zeroes into efficient zero requests (default: off)",
+  ),
+} satisfies ObjectMembers;
+
+/** The common members with defaults and inheritance applied. */
+export interface CommonOptions {
+  readonly readOnly: boolean;
+  readonly autoReadOnly: boolean;
+  readonly forceShare: boolean;
+  readonly cacheDirect: boolean;
+  readonly cacheNoFlush: boolean;
+  readonly discardUnmap: boolean;
+  readonly detectZeroes: "off" | "on" | "unmap";
+}
+
+/** A node to open, its children first. */
+export interface NodePlan {
+  /** Undefined for an inline child that takes a generated name. */
+  readonly nodeName: string | undefined;
+  readonly driver: BlockDriver;
+  readonly common: CommonOptions;
+  /** The driver's own members, without children. */
+  readonly options: Wire;
+  readonly children: readonly ChildPlan[];
+}
+
+export type ChildPlan =
+  | { readonly role: string; readonly plan: NodePlan }
+  /** By name of an existing node. */
+  | { readonly role: string; readonly reference: string };
+
+/** `options` is checked against the schema of its driver. */
+export function planNode(
+  drivers: ReadonlyMap<string, BlockDriver>,
+  options: Wire,
+  parent: CommonOptions | null = null,
+): NodePlan {
+  const driver = drivers.get(options.driver as string);
+  if (driver === undefined) {
+    throw new OutportError("invalid", `Unknown driver '${options.driver}'`);
+  }
+  if (options.active === false) {
+    // QSD differs: it opens nodes inactive.
+    throw new OutportError("unsupported", "Inactive block nodes are not supported");
+  }
+  const common = commonOptions(options, parent);
+  const own: Record<string, unknown> = {};
+  for (const name of Object.keys(driver.members)) {
+    if (options[name] !== undefined) own[name] = options[name];
+  }
+  const children: ChildPlan[] = [];
+  for (const { role, optional } of driver.children) {
+    const child = options[role];
+    if (child === undefined || child === null) {
+      assert(optional, "the schema asks for children that are not optional");
+    } else if (typeof child === "string") {
+      children.push({ role, reference: child });
+    } else {
+      children.push({ role, plan: planNode(drivers, child as Wire, common) });
+    }
+  }
+  return {
+    nodeName: options["node-name"] as string | undefined,
+    driver,
+    common,
+    options: own,
+    children,
+  };
+}
+
+function commonOptions(options: Wire, parent: CommonOptions | null): CommonOptions {
+  const cache = (options.cache ?? {}) as { direct?: boolean; "no-flush"?: boolean };
+  const flag = (value: unknown, inherited: boolean | undefined): boolean =>
+    (value as boolean | undefined) ?? inherited ?? false;
+  return {
+    readOnly: flag(options["read-only"], parent?.readOnly),
+    autoReadOnly: flag(options["auto-read-only"], parent?.autoReadOnly),
+    forceShare: flag(options["force-share"], parent?.forceShare),
+    cacheDirect: flag(cache.direct, parent?.cacheDirect),
+    cacheNoFlush: flag(cache["no-flush"], parent?.cacheNoFlush),
+    // A format driver hands down only the discards that its own node lets through.
+    discardUnmap: options.discard === undefined ? parent !== null : options.discard === "unmap",
+    detectZeroes: (options["detect-zeroes"] ?? "off") as CommonOptions["detectZeroes"],
+  };
+}
+
+/** Combinations that no driver takes; checked after the children are open, before the name. */
+export function checkCommonOptions(common: CommonOptions): void {
+  if (common.forceShare && !common.readOnly) {
+    throw new OutportError("invalid", "force-share=on can only be used with read-only images");
+  }
+  if (common.detectZeroes === "unmap" && !common.discardUnmap) {
+    const text =
+      "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap";
+    throw new OutportError("invalid", text);
+  }
+}
+
+/** Longest node name. */
+const NODE_NAME_LENGTH_MAX = 31;
+
+/** The grammar of names given by users. Spec: QEMU util/id.c id_wellformed() */
+export function isWellformedId(id: string): boolean {
+  return /^[A-Za-z][A-Za-z0-9._-]*$/.test(id);
+}
+
+/** `isTaken` tells of nodes that exist. */
+export function checkNodeName(name: string, isTaken: (name: string) => boolean): void {
+  if (!isWellformedId(name)) throw new OutportError("invalid", `Invalid node-name: '${name}'`);
+  if (isTaken(name)) {
+    throw new OutportError("in-use", `Duplicate nodes with node-name='${name}'`);
+  }
+  if (name.length > NODE_NAME_LENGTH_MAX) throw new OutportError("invalid", "Node name too long");
+}

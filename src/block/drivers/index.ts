@@ -1,0 +1,7 @@
+/** The block drivers that there are. To add one: its file here, and a line below. */
+import type { BlockDriver } from "../driver.ts";
+import { file, hostDevice } from "./file/index.ts";
+import { nullAio, nullCo } from "./null.ts";
+import { raw } from "./raw.ts";
+
+export const blockDrivers: readonly BlockDriver[] = [file, hostDevice, nullAio, nullCo, raw];

@@ -1,0 +1,213 @@
+/**
+ * raw: a disk image without a format, or a window of one. Schema and child rules on main, nodes
+ * on an iothread.
+ * Spec: qapi/block-core.json BlockdevOptionsRaw, QEMU block/raw-format.c
+ */
+
+import { int, optional } from "../../qapi/scalars.ts";
+import { EINVAL, ENOSPC } from "../../runtime/errno.ts";
+import { OutportError } from "../../util/error.ts";
+import { describeNode, jsonFilename, nodeBytes } from "../description.ts";
+import type { BlockDriver, OpenContext, Permissions } from "../driver.ts";
+import {
+  type BlockLimits,
+  type BlockNode,
+  type BlockStatus,
+  OP_DISCARD,
+  OP_FLUSH,
+  OP_READ,
+  OP_WRITE,
+  type Op,
+  PERM_RESIZE,
+  PERM_WRITE,
+  REQ_MAY_UNMAP,
+  type Resolution,
+  type ResolutionKind,
+  SLOW,
+  STATUS_ALLOCATED,
+  STATUS_ZERO,
+  ZERO,
+} from "../node.ts";
+import { writeDetectedZeroes } from "../zeroes.ts";
+
+const SECTOR_BYTES = 512;
+
+interface RawOptions {
+  readonly offset?: number;
+  readonly size?: number;
+}
+
+interface ChildImage {
+  readonly filename: string;
+  readonly "actual-size": number;
+}
+
+class RawNode implements BlockNode {
+  readonly nodeName: string;
+  readonly driver = "raw";
+  readonly bytes: number;
+  readonly writable: boolean;
+  readonly limits: BlockLimits;
+  #context: OpenContext;
+  #child: BlockNode;
+  #offset: number;
+  /** What the child really has of this node's bytes; they are rounded up. */
+  #childBytes: number;
+
+  constructor(context: OpenContext, child: BlockNode, offset: number, bytes: number) {
+    this.nodeName = context.nodeName;
+    this.bytes = nodeBytes(bytes);
+    this.writable = !context.readOnly;
+    this.limits = child.limits;
+    this.#context = context;
+    this.#child = child;
+    this.#offset = offset;
+    this.#childBytes = bytes;
+  }
+
+  resolve(op: Op, offset: number, bytes: number, out: Resolution): ResolutionKind {
+    if (op === OP_FLUSH) return this.#child.resolve(op, 0, 0, out);
+    if (op === OP_DISCARD && !this.#context.discardUnmap) return ZERO;
+    if (op === OP_WRITE && this.#context.detectZeroes !== "off") return SLOW;
+    if (offset + bytes > this.#childBytes) return this.#resolveTail(op, offset, bytes, out);
+    return this.#child.resolve(op, offset + this.#offset, bytes, out);
+  }
+
+  /** The last sector may reach beyond the child: it reads as zeroes there. */
+  #resolveTail(op: Op, offset: number, bytes: number, out: Resolution): ResolutionKind {
+    if (op !== OP_READ) return SLOW;
+    const inside = this.#childBytes - offset;
+    if (inside > 0) return this.#child.resolve(op, offset + this.#offset, inside, out);
+    out.bytes = bytes;
+    return ZERO;
+  }
+
+  async read(offset: number, bytes: number, address: number): Promise<number> {
+    if (offset + bytes > this.#childBytes) return -EINVAL;
+    return this.#child.read(offset + this.#offset, bytes, address);
+  }
+
+  async write(offset: number, bytes: number, address: number, flags: number): Promise<number> {
+    if (offset + bytes > this.#childBytes) return -ENOSPC;
+    if (await writeDetectedZeroes(this.#context, this, offset, bytes, address)) return 0;
+    return this.#child.write(offset + this.#offset, bytes, address, flags);
+  }
+
+  async writeZeroes(offset: number, bytes: number, flags: number): Promise<number> {
+    if (offset + bytes > this.#childBytes) return -ENOSPC;
+    const allowed = this.#context.discardUnmap ? flags : flags & ~REQ_MAY_UNMAP;
+    return this.#child.writeZeroes(offset + this.#offset, bytes, allowed);
+  }
+
+  async discard(offset: number, bytes: number): Promise<number> {
+    const inside = Math.min(bytes, this.#childBytes - offset);
+    if (!this.#context.discardUnmap || inside <= 0) return 0;
+    return this.#child.discard(offset + this.#offset, inside);
+  }
+
+  flush(): Promise<number> {
+    return this.#child.flush();
+  }
+
+  blockStatus(offset: number, bytes: number, out: BlockStatus): number | Promise<number> {
+    const inside = Math.min(bytes, this.#childBytes - offset);
+    if (inside > 0) return this.#child.blockStatus(offset + this.#offset, inside, out);
+    out.flags = STATUS_ZERO | STATUS_ALLOCATED;
+    out.bytes = bytes;
+    out.depth = 1;
+    return 0;
+  }
+
+  isKnownData(offset: number, bytes: number): boolean {
+    return (
+      offset + bytes <= this.#childBytes && this.#child.isKnownData(offset + this.#offset, bytes)
+    );
+  }
+
+  onMappedError(op: Op, errno: number): number {
+    return this.#child.onMappedError(op, errno);
+  }
+
+  async setPermissions(used: number): Promise<void> {
+    if ((used & PERM_WRITE) !== 0 && this.bytes % this.limits.requestAlignment !== 0) {
+      throw new OutportError(
+        "permission",
+        "Cannot get 'write' permission without 'resize': " +
+          "Image size is not a multiple of request alignment",
+      );
+    }
+  }
+
+  describe(): Record<string, unknown> {
+    const below = this.#child.describe() as { image: ChildImage };
+    const { filename, "actual-size": actualBytes } = below.image;
+    const { offset, size } = this.#context.options as RawOptions;
+    const window = offset !== undefined || size !== undefined;
+    return describeNode(this, this.#context, {
+      filename: window
+        ? jsonFilename("raw", { offset, size, file: this.#childFile(filename) })
+        : filename,
+      actualBytes,
+      image: { "dirty-flag": false },
+      // What the child needs is seen to, whatever is asked of this node.
+      limits: { "request-alignment": 1 },
+    });
+  }
+
+  #childFile(filename: string): unknown {
+    if (filename.startsWith("json:")) return JSON.parse(filename.slice("json:".length));
+    return { driver: this.#child.driver, filename };
+  }
+
+  async close(): Promise<void> {}
+}
+
+export const raw: BlockDriver = {
+  name: "raw",
+  members: { offset: optional(int), size: optional(int) },
+  children: [{ role: "file", optional: false }],
+  childPermissions(_role, of, options): Permissions {
+    const { offset = 0, size } = options as RawOptions;
+    // Whoever relies on the window relies on the child's length.
+    const window = offset > 0 || size !== undefined;
+    return { used: of.used, shared: window ? of.shared & ~PERM_RESIZE : of.shared };
+  },
+  async open(context) {
+    const child = context.children.file!;
+    const { offset = 0, size } = context.options as RawOptions;
+    checkWindow(child, offset, size);
+    return new RawNode(context, child, offset, size ?? child.bytes - offset);
+  },
+};
+
+function checkWindow(child: BlockNode, offset: number, size: number | undefined): void {
+  for (const [name, value] of [
+    ["offset", offset],
+    ["size", size ?? 0],
+  ] as const) {
+    // QSD differs: it aborts.
+    if (value < 0) fail(`Value '${value}' is out of range for parameter '${name}'`);
+  }
+  const whole = child.bytes;
+  if (offset > whole) {
+    fail(`Offset (${offset}) cannot be greater than size of the containing file (${whole})`);
+  }
+  if (size !== undefined && size > whole - offset) {
+    fail(
+      `The sum of offset (${offset}) and size (${size}) has to be smaller or equal to the ` +
+        ` actual size of the containing file (${whole})`,
+    );
+  }
+  if (size !== undefined && size % SECTOR_BYTES !== 0) {
+    fail(`Specified size is not multiple of ${SECTOR_BYTES}`);
+  }
+  const { requestAlignment } = child.limits;
+  // QSD differs: it takes such a window and pays with a read-modify-write for every write.
+  if (offset % requestAlignment !== 0) {
+    fail(`Offset (${offset}) is not a multiple of the request alignment (${requestAlignment})`);
+  }
+}
+
+function fail(message: string): never {
+  throw new OutportError("invalid", message);
+}
