@@ -1,0 +1,227 @@
+/**
+ * Every export of the process, of all types: adds, deletes and lists them. Thread: main.
+ * Spec: qapi/block-export.json block-export-add, block-export-del, query-block-exports,
+ * BLOCK_EXPORT_DELETED
+ */
+import { isWellformedId } from "../block/catalogue.ts";
+import type { BlockGraph, RootUse } from "../block/graph.ts";
+import type { GraphNode } from "../block/graph-node.ts";
+import { PERM_ALL, PERM_CONSISTENT_READ, PERM_WRITE } from "../block/node.ts";
+import type { Iothread, Iothreads } from "../iothread/pool.ts";
+import { OutportError } from "../util/error.ts";
+import type { BlockExport, ExportType } from "./export.ts";
+
+/** Checked members of BlockExportOptions, wire names. */
+interface BlockExportOptions {
+  readonly type: string;
+  readonly id: string;
+  readonly "node-name": string;
+  readonly iothread?: string | readonly string[];
+  readonly "fixed-iothread"?: boolean;
+  readonly writable?: boolean;
+  readonly writethrough?: boolean;
+  readonly "allow-inactive"?: boolean;
+}
+
+export interface BlockExportInfo {
+  readonly id: string;
+  readonly type: string;
+  readonly "node-name": string;
+  readonly "shutting-down": boolean;
+}
+
+export interface ExportManagerParts {
+  readonly graph: BlockGraph;
+  readonly iothreads: Iothreads;
+  readonly types: readonly ExportType[];
+  /** Emits a QAPI event. */
+  readonly emit: (event: "BLOCK_EXPORT_DELETED", data: { readonly id: string }) => void;
+}
+
+interface Member {
+  readonly exp: BlockExport;
+  readonly type: ExportType;
+  readonly use: RootUse;
+  shuttingDown: boolean;
+  /** From its final deletion on. */
+  gone: Promise<void> | null;
+}
+
+export class ExportManager {
+  #graph: BlockGraph;
+  #iothreads: Iothreads;
+  #types: ReadonlyMap<string, ExportType>;
+  #emit: ExportManagerParts["emit"];
+  /** Oldest first. */
+  #members = new Map<string, Member>();
+  #adding = new Set<string>();
+
+  constructor({ graph, iothreads, types, emit }: ExportManagerParts) {
+    this.#graph = graph;
+    this.#iothreads = iothreads;
+    this.#types = new Map(types.map((type) => [type.name, type]));
+    this.#emit = emit;
+  }
+
+  /** block-export-add. `options`: BlockExportOptions, wire names, checked against its schema. */
+  async add(options: Readonly<Record<string, unknown>>): Promise<void> {
+    const checked = options as unknown as BlockExportOptions;
+    const { id } = checked;
+    if (!isWellformedId(id)) throw new OutportError("invalid", "Invalid block export id");
+    if (this.#members.has(id) || this.#adding.has(id)) {
+      throw new OutportError("in-use", `Block export id '${id}' is already in use`);
+    }
+    const type = this.#types.get(checked.type);
+    if (type === undefined) {
+      throw new OutportError("unsupported", "No driver found for the requested export type");
+    }
+    this.#adding.add(id);
+    try {
+      this.#members.set(id, await this.#graph.exclusive(() => this.#create(type, checked)));
+    } finally {
+      this.#adding.delete(id);
+    }
+  }
+
+  /** block-export-del. Without clients it is gone on return; with clients, the event tells. */
+  async delete(id: string, mode: "safe" | "hard" = "safe"): Promise<void> {
+    const member = this.#members.get(id);
+    if (member === undefined) throw new OutportError("not-found", `Export '${id}' is not found`);
+    if (member.shuttingDown) {
+      throw new OutportError("in-use", `Export '${id}' is already shutting down`);
+    }
+    member.shuttingDown = true;
+    try {
+      const clientCount = await member.type.requestShutdown(member.exp, mode === "safe");
+      const gone = this.#finish(member);
+      if (clientCount === 0) await gone;
+    } catch (error) {
+      if (member.gone === null) member.shuttingDown = false;
+      if (!(error instanceof OutportError) || error.kind !== "in-use") throw error;
+      throw new OutportError("in-use", `export '${id}' still in use`, { cause: error });
+    }
+  }
+
+  /** query-block-exports: newest first. */
+  query(): BlockExportInfo[] {
+    return [...this.#members.values()].reverse().map(({ exp, type, shuttingDown }) => ({
+      id: exp.id,
+      type: type.name,
+      "node-name": exp.node.nodeName,
+      "shutting-down": shuttingDown,
+    }));
+  }
+
+  /** Deletes all (of one type), newest first, whatever clients they have; resolves when gone. */
+  async closeAll(type?: string): Promise<void> {
+    const closing = [...this.#members.values()]
+      .reverse()
+      .filter((member) => type === undefined || member.type.name === type);
+    for (const member of closing) {
+      if (member.shuttingDown) continue;
+      member.shuttingDown = true;
+      await member.type.requestShutdown(member.exp, false);
+    }
+    // At once, so that a slow one holds up nobody's drain; their events keep their order.
+    let before: Promise<void> = Promise.resolve();
+    for (const member of closing) before = member.gone ?? this.#finish(member, before);
+    await Promise.all(closing.map((member) => member.gone));
+  }
+
+  async #create(type: ExportType, options: BlockExportOptions): Promise<Member> {
+    const node = this.#findNode(options);
+    const iothread = this.#placeFor(options);
+    const home = node.iothread;
+    const isMoved = iothread !== null && (await this.#move(node, iothread, options));
+    try {
+      if (options["allow-inactive"] === true && !type.allowsInactive) {
+        throw new OutportError("invalid", "Export type does not support inactive exports");
+      }
+      return await this.#attach(type, node, options);
+    } catch (error) {
+      // QSD differs: it leaves the node where it has moved.
+      if (isMoved) await this.#graph.move(node, home);
+      throw error;
+    }
+  }
+
+  #findNode(options: BlockExportOptions): GraphNode {
+    const name = options["node-name"];
+    const node = this.#graph.find(name);
+    if (node === undefined) {
+      throw new OutportError("not-found", `Cannot find device='' nor node-name='${name}'`);
+    }
+    if (options.writable === true && !node.info.writable) {
+      throw new OutportError("permission", "Cannot export read-only node as writable");
+    }
+    return node;
+  }
+
+  /** Where the user wants the node; null: where it is. */
+  #placeFor({ iothread, "fixed-iothread": fixed }: BlockExportOptions): Iothread | null {
+    if (iothread === undefined) return null;
+    if (typeof iothread === "string") return this.#iothreads.get(iothread);
+    if (fixed === true) {
+      const text = "Cannot use fixed-iothread for a multi-threaded export";
+      throw new OutportError("invalid", text);
+    }
+    const [first] = iothread.map((id) => this.#iothreads.get(id));
+    if (first === undefined) {
+      throw new OutportError("invalid", "The set of I/O threads must not be empty");
+    }
+    return first;
+  }
+
+  async #move(node: GraphNode, iothread: Iothread, options: BlockExportOptions): Promise<boolean> {
+    if (node.iothread === iothread) return false;
+    try {
+      await this.#graph.move(node, iothread);
+      return true;
+    } catch (error) {
+      if (options["fixed-iothread"] === true) throw error;
+      return false;
+    }
+  }
+
+  async #attach(type: ExportType, node: GraphNode, options: BlockExportOptions): Promise<Member> {
+    const writable = options.writable ?? false;
+    const used = PERM_CONSISTENT_READ | (writable ? PERM_WRITE : 0);
+    const permissions = { used, shared: PERM_ALL };
+    const use = await this.#graph.attachRoot(node, permissions);
+    const exp: BlockExport = {
+      id: options.id,
+      node,
+      writable,
+      writethrough: options.writethrough ?? false,
+      multiThreaded: Array.isArray(options.iothread),
+      options: ownMembers(type, options),
+      permissions,
+      setPermissions: (wanted) => this.#graph.changeRoot(use, wanted),
+    };
+    try {
+      await type.create(exp);
+    } catch (error) {
+      await this.#graph.detachRoot(use);
+      throw error;
+    }
+    return { exp, type, use, shuttingDown: false, gone: null };
+  }
+
+  /** The final deletion; its event comes after `before`. */
+  #finish(member: Member, before: Promise<void> = Promise.resolve()): Promise<void> {
+    const finish = async (): Promise<void> => {
+      await member.type.delete(member.exp);
+      await this.#graph.exclusive(() => this.#graph.detachRoot(member.use));
+      await before;
+      this.#members.delete(member.exp.id);
+      this.#emit("BLOCK_EXPORT_DELETED", { id: member.exp.id });
+    };
+    member.gone = finish();
+    return member.gone;
+  }
+}
+
+function ownMembers(type: ExportType, options: BlockExportOptions): Record<string, unknown> {
+  const all = Object.entries(options);
+  return Object.fromEntries(all.filter(([name]) => Object.hasOwn(type.members, name)));
+}

@@ -1,0 +1,95 @@
+/**
+ * The connections of one iothread in their transmission phase, whatever export they use: numbers
+ * for completions, what a request slot means to them, shares of the buffers. Thread: iothread.
+ */
+import { makeToken, type Token } from "../../io/engine.ts";
+import type { Reactor } from "../../io/reactor.ts";
+import type { NbdConnection } from "./connection.ts";
+
+/** Buffers of one connection: enough for deep queues, too little to starve the others. */
+const CONNECTION_BYTES_MAX = 16 * 1024 * 1024;
+/** What each connection may always have: one request of the usual size. */
+const CONNECTION_BYTES_MIN = 64 * 1024;
+/** Between two looks at which connections have fallen silent. */
+const SILENCE_NS = 5_000_000_000;
+
+export class NbdConnections {
+  readonly reactor: Reactor;
+  /** By request slot: the cookie's words, the buffer of the command, its NBD_CMD_*. */
+  readonly cookie0: Uint32Array;
+  readonly cookie1: Uint32Array;
+  readonly bufferAt: Float64Array;
+  readonly type: Uint8Array;
+  #receiveKind: number;
+  #sendKind: number;
+  #connections: (NbdConnection | null)[] = [];
+  #free: number[] = [];
+  #dirty: NbdConnection[] = [];
+  #flushAll = () => this.#flush();
+  #watching = false;
+
+  constructor(reactor: Reactor) {
+    this.reactor = reactor;
+    const { capacity } = reactor.requests;
+    this.cookie0 = new Uint32Array(capacity);
+    this.cookie1 = new Uint32Array(capacity);
+    this.bufferAt = new Float64Array(capacity);
+    this.type = new Uint8Array(capacity);
+    this.#receiveKind = reactor.register((index, result) => {
+      this.#connections[index]!.onReceived(result);
+    });
+    this.#sendKind = reactor.register((index, result) => {
+      this.#connections[index]!.onSent(result);
+    });
+  }
+
+  get count(): number {
+    return this.#connections.length - this.#free.length;
+  }
+
+  /** What one connection may hold in buffers now: all of them together leave half of the pool. */
+  get bytesMaxEach(): number {
+    const share = this.reactor.buffers.bytesMax / 2 / Math.max(1, this.count);
+    return Math.min(CONNECTION_BYTES_MAX, Math.max(CONNECTION_BYTES_MIN, share));
+  }
+
+  add(): { index: number; receiveToken: Token; sendToken: Token } {
+    const index = this.#free.pop() ?? this.#connections.push(null) - 1;
+    return {
+      index,
+      receiveToken: makeToken(this.#receiveKind, index),
+      sendToken: makeToken(this.#sendKind, index),
+    };
+  }
+
+  set(index: number, connection: NbdConnection): void {
+    this.#connections[index] = connection;
+  }
+
+  remove(index: number): void {
+    this.#connections[index] = null;
+    this.#free.push(index);
+  }
+
+  /** The connection's replies are sent at the end of this turn, all in one. */
+  flushLater(connection: NbdConnection): void {
+    if (this.#dirty.length === 0) this.reactor.defer(this.#flushAll);
+    this.#dirty.push(connection);
+  }
+
+  /** A connection holds a large buffer: look now and then whether it still needs it. */
+  watchSilence(): void {
+    if (this.#watching) return;
+    this.#watching = true;
+    this.reactor.timers.set(this.reactor.nowNs() + SILENCE_NS, () => {
+      this.#watching = false;
+      for (const connection of this.#connections) connection?.shrinkWhenSilent();
+    });
+  }
+
+  #flush(): void {
+    const dirty = this.#dirty;
+    this.#dirty = [];
+    for (const connection of dirty) connection.flush();
+  }
+}

@@ -1,0 +1,264 @@
+/**
+ * The NBD server and its exports as main sees them. Clients are met on the built-in iothread, the
+ * listening one; an export lives where its node is, and a client that chose it is handed over
+ * after the handshake. The listening thread counts the connections of every export. Thread: main.
+ * Spec: qapi/block-export.json BlockExportOptionsNbd, nbd-server-start, nbd-server-stop
+ */
+import { NBD_MAX_STRING_SIZE } from "../../abi/nbd.ts";
+import { PERM_RESIZE } from "../../block/node.ts";
+import type { IothreadEvent } from "../../iothread/messages.ts";
+import { type Iothread, type Iothreads, MAIN_LOOP } from "../../iothread/pool.ts";
+import { alternate, arrayOf, bool, doc, object, optional, str } from "../../qapi/scalars.ts";
+import type { SocketAddress } from "../../qapi/sockets.ts";
+import type { Sockets } from "../../runtime/driver.ts";
+import { assert, OutportError } from "../../util/error.ts";
+import type { BlockExport, ExportType } from "../export.ts";
+import { planListen } from "./address.ts";
+import type { NbdExportInfo } from "./export-table.ts";
+
+/** Members of BlockExportOptionsNbd. */
+export const nbdExportMembers = {
+  name: optional(str, "Name of the export for clients (default: the node's name)"),
+  description: optional(str, "Free-form description, up to 4096 bytes"),
+  bitmaps: optional(
+    arrayOf(
+      alternate("BlockDirtyBitmapOrStr", [
+        str,
+        object("BlockDirtyBitmap", {
+          node: doc(str, "Node that holds the bitmap"),
+          name: doc(str, "Name of the bitmap"),
+        }),
+      ]),
+    ),
+    "Dirty bitmaps that clients may read as metadata contexts",
+  ),
+  "allocation-depth": optional(
+    bool,
+    "Offer the metadata context qemu:allocation-depth (default: false)",
+  ),
+};
+
+interface NbdOptions {
+  readonly name?: string;
+  readonly description?: string;
+  readonly bitmaps?: readonly (string | { readonly node: string; readonly name: string })[];
+  readonly "allocation-depth"?: boolean;
+}
+
+/** NbdServerOptions, wire names, with the flat form of the address. */
+export interface NbdServerStartOptions {
+  readonly addr: SocketAddress;
+  readonly "handshake-max-seconds"?: number | undefined;
+  readonly "max-connections"?: number | undefined;
+  readonly "tls-creds"?: string | undefined;
+  readonly "tls-authz"?: string | undefined;
+}
+
+/** QEMU's NBD_DEFAULT_HANDSHAKE_MAX_SECS and its NBD_DEFAULT_MAX_CONNECTIONS. */
+const HANDSHAKE_SECONDS_MAX = 10;
+const CONNECTIONS_MAX = 100;
+
+interface Running {
+  readonly connectionsMax: number;
+  /** For an inet address; else 0. */
+  readonly port: number;
+}
+
+export interface NbdServerParts {
+  readonly iothreads: Iothreads;
+  readonly resolve: Sockets["resolve"];
+  /** Whether a node with this name exists: for messages only. */
+  readonly nodeExists: (nodeName: string) => boolean;
+  /** Closes all NBD exports, newest first: ExportManager.closeAll("nbd"). */
+  readonly closeExports: () => Promise<void>;
+}
+
+export class NbdServer {
+  readonly exportType: ExportType = {
+    name: "nbd",
+    members: nbdExportMembers,
+    allowsInactive: true,
+    create: (exp) => this.#create(exp),
+    requestShutdown: (exp, safe) => this.#requestShutdown(exp, safe),
+    delete: (exp) => this.#delete(exp),
+  };
+  #parts: NbdServerParts;
+  #starting = false;
+  #running: Running | null = null;
+  #stopping = false;
+  /** By name of the export; also of those that are being made. */
+  #exportsByName = new Map<string, BlockExport>();
+
+  constructor(parts: NbdServerParts) {
+    this.#parts = parts;
+    parts.iothreads.onEvent((iothread, event) => {
+      // A thread that is gone: the process is about to end.
+      this.#onEvent(iothread, event).catch((error) => {
+        if (!(error instanceof OutportError)) throw error;
+      });
+    });
+  }
+
+  get running(): boolean {
+    return this.#running !== null && !this.#stopping;
+  }
+
+  /** The port that it listens on, for an inet address: useful when 0 was asked for. */
+  get port(): number {
+    return this.#running?.port ?? 0;
+  }
+
+  /** nbd-server-start, --nbd-server. Throws OutportError in QSD's words. */
+  async start(options: NbdServerStartOptions): Promise<void> {
+    if (this.#running !== null || this.#starting) {
+      throw new OutportError("in-use", "NBD server already running");
+    }
+    this.#starting = true;
+    try {
+      const running = await this.#listen(options);
+      const creds = options["tls-creds"];
+      if (creds !== undefined) {
+        await this.#listener.call("nbd-server-stop", {});
+        throw new OutportError("not-found", `No TLS credentials with id '${creds}'`);
+      }
+      this.#running = running;
+    } finally {
+      this.#starting = false;
+    }
+  }
+
+  /** One more address for the server that runs. */
+  async listenAlso(options: NbdServerStartOptions): Promise<void> {
+    if (!this.running) throw new OutportError("invalid", "NBD server not running");
+    await this.#listen(options);
+  }
+
+  /** nbd-server-stop: ends its exports, newest first, then listening and handshakes. */
+  async stop(): Promise<void> {
+    if (!this.running) throw new OutportError("invalid", "NBD server not running");
+    this.#stopping = true;
+    try {
+      await this.#parts.closeExports();
+      await this.#listener.call("nbd-server-stop", {});
+    } finally {
+      this.#running = null;
+      this.#stopping = false;
+    }
+  }
+
+  get #listener(): Iothread {
+    return this.#parts.iothreads.get(MAIN_LOOP);
+  }
+
+  async #listen(options: NbdServerStartOptions): Promise<Running> {
+    const connectionsMax = options["max-connections"] ?? CONNECTIONS_MAX;
+    const handshakeSecondsMax = options["handshake-max-seconds"] ?? HANDSHAKE_SECONDS_MAX;
+    const { label, choices } = await planListen(options.addr, this.#parts.resolve);
+    let failure: unknown;
+    for (const addresses of choices) {
+      try {
+        const start = { addresses, label, connectionsMax, handshakeSecondsMax };
+        const { port } = await this.#listener.call("nbd-server-start", start);
+        return { connectionsMax, port };
+      } catch (error) {
+        failure = error;
+      }
+    }
+    throw failure;
+  }
+
+  async #create(exp: BlockExport): Promise<void> {
+    const running = this.#running;
+    if (running === null || this.#stopping) {
+      throw new OutportError("invalid", "NBD server not running");
+    }
+    if (exp.multiThreaded) {
+      throw new OutportError("unsupported", "NBD export does not support multi-threading");
+    }
+    const options = exp.options as NbdOptions;
+    const name = options.name ?? exp.node.nodeName;
+    checkLength("export name", name);
+    checkLength("description", options.description ?? "");
+    if (this.#exportsByName.has(name)) {
+      throw new OutportError("in-use", `NBD server already has export named '${name}'`);
+    }
+    this.#exportsByName.set(name, exp);
+    try {
+      // Clients know the length from the handshake.
+      const { used, shared } = exp.permissions;
+      await exp.setPermissions({ used, shared: shared & ~PERM_RESIZE });
+      this.#checkBitmaps(options.bitmaps ?? []);
+      await this.#open(exp, { ...options, name }, running);
+    } catch (error) {
+      this.#exportsByName.delete(name);
+      throw error;
+    }
+  }
+
+  async #open(exp: BlockExport, options: NbdOptions, running: Running): Promise<void> {
+    const { id, node, writable, writethrough } = exp;
+    const { nodeName, iothread } = node;
+    const open = { id, type: "nbd", nodeName, writable, writethrough, options: { ...options } };
+    const info = (await iothread.call("export-open", open)) as NbdExportInfo;
+    try {
+      if (this.#running !== running || this.#stopping) {
+        throw new OutportError("invalid", "NBD server not running");
+      }
+      await this.#listener.call("nbd-export-register", {
+        exportId: id,
+        iothread: iothread.id,
+        info: { ...info, multiConn: running.connectionsMax !== 1 } satisfies NbdExportInfo,
+      });
+    } catch (error) {
+      await iothread.call("export-close", { id });
+      throw error;
+    }
+  }
+
+  /** No node has bitmaps yet. */
+  #checkBitmaps(bitmaps: NonNullable<NbdOptions["bitmaps"]>): void {
+    const [first] = bitmaps;
+    if (first === undefined) return;
+    if (typeof first === "string") {
+      throw new OutportError("not-found", `Bitmap '${first}' is not found`);
+    }
+    if (!this.#parts.nodeExists(first.node)) {
+      throw new OutportError("not-found", `Node '${first.node}' not found`);
+    }
+    throw new OutportError("not-found", `Dirty bitmap '${first.name}' not found`);
+  }
+
+  async #requestShutdown(exp: BlockExport, safe: boolean): Promise<number> {
+    const unregister = { exportId: exp.id, safe };
+    const { connectionCount } = await this.#listener.call("nbd-export-unregister", unregister);
+    for (const [name, other] of this.#exportsByName) {
+      if (other === exp) this.#exportsByName.delete(name);
+    }
+    return connectionCount;
+  }
+
+  async #delete(exp: BlockExport): Promise<void> {
+    await exp.node.iothread.call("export-close", { id: exp.id });
+  }
+
+  async #onEvent(iothread: Iothread, event: IothreadEvent): Promise<void> {
+    if (event.event === "nbd-released") {
+      await this.#listener.call("nbd-release", { exportId: event.exportId, closeFd: null });
+      return;
+    }
+    if (event.event !== "nbd-adopt") return;
+    assert(iothread.id === MAIN_LOOP, "only the listening thread gives connections away");
+    const { exportId, fd } = event.adopt;
+    try {
+      await this.#parts.iothreads.get(event.iothread).call("nbd-adopt", event.adopt);
+    } catch {
+      // The export went away meanwhile.
+      await this.#listener.call("nbd-release", { exportId, closeFd: fd });
+    }
+  }
+}
+
+function checkLength(what: string, text: string): void {
+  if (new TextEncoder().encode(text).length <= NBD_MAX_STRING_SIZE) return;
+  throw new OutportError("invalid", `${what} '${text}' too long`);
+}

@@ -1,0 +1,176 @@
+/**
+ * Listening sockets of the NBD server: made from an address, with QSD's words when that fails, and
+ * taken down again. Thread: iothread.
+ *
+ * Spec: qapi/sockets.json SocketAddress
+ */
+import { S_IFMT, S_IFSOCK } from "../../abi/linux.ts";
+import {
+  AF_INET,
+  AF_INET6,
+  AF_UNIX,
+  AF_VSOCK,
+  IPPROTO_IPV6,
+  IPV6_V6ONLY,
+  SO_PEERCRED,
+  SO_REUSEADDR,
+  SO_TYPE,
+  SOCK_NONBLOCK,
+  SOCK_STREAM,
+  SOL_SOCKET,
+} from "../../abi/linux-socket.ts";
+import type { ListenAddress } from "../../iothread/messages.ts";
+import { EADDRINUSE, ENOENT, strerror } from "../../runtime/errno.ts";
+import type { Linux } from "../../runtime/linux.ts";
+import { UNIX_PATH_BYTES_MAX } from "../../runtime/sockaddr.ts";
+import { OutportError } from "../../util/error.ts";
+
+/** SOMAXCONN of Linux; the host's own limit caps it. */
+const BACKLOG = 4096;
+
+export interface Listener {
+  readonly fd: number;
+  readonly kind: "unix" | "inet" | "vsock";
+  /** Chosen or given, for inet; otherwise 0. */
+  readonly port: number;
+  /** The file that this listener made, with its identity. */
+  readonly file: { readonly path: string; readonly dev: number; readonly ino: number } | null;
+}
+
+/** Throws OutportError. */
+export function openListener(linux: Linux, address: ListenAddress): Listener {
+  switch (address.type) {
+    case "unix":
+      return listenUnix(linux, address.path);
+    case "inet":
+      return listenInet(linux, address);
+    case "vsock": {
+      const fd = openSocket(linux, AF_VSOCK);
+      check(linux, fd, linux.bind(fd, address), "Failed to bind socket");
+      check(linux, fd, linux.listen(fd, BACKLOG), "Failed to listen on socket");
+      return { fd, kind: "vsock", port: 0, file: null };
+    }
+    case "fd":
+      return listenInherited(linux, address.fd);
+  }
+}
+
+/** Closes it; removes its file unless someone has put another one there. */
+export function closeListener(linux: Linux, listener: Listener): void {
+  linux.close(listener.fd);
+  if (listener.file === null) return;
+  const { path, dev, ino } = listener.file;
+  const now = linux.stat(path);
+  if (typeof now === "object" && now.dev === dev && now.ino === ino) linux.unlink(path);
+}
+
+function listenUnix(linux: Linux, path: string): Listener {
+  const abstract = path.startsWith("\0");
+  const shown = abstract ? path.slice(1) : path;
+  if (new TextEncoder().encode(path).length > UNIX_PATH_BYTES_MAX) {
+    throw new OutportError("invalid", `UNIX socket path '${shown}' is too long`);
+  }
+  if (!abstract) removeStaleSocket(linux, path);
+  const fd = openSocket(linux, AF_UNIX);
+  check(linux, fd, linux.bind(fd, { type: "unix", path }), `Failed to bind socket to ${shown}`);
+  const listener: Listener = {
+    fd,
+    kind: "unix",
+    port: 0,
+    file: abstract ? null : own(linux, path),
+  };
+  const result = linux.listen(fd, BACKLOG);
+  if (result < 0) {
+    closeListener(linux, listener);
+    throw failure("Failed to listen on socket", result);
+  }
+  return listener;
+}
+
+function own(linux: Linux, path: string): Listener["file"] {
+  const made = linux.stat(path);
+  return typeof made === "object" ? { path, dev: made.dev, ino: made.ino } : null;
+}
+
+/** Makes room for bind() where an earlier daemon left its socket. */
+function removeStaleSocket(linux: Linux, path: string): void {
+  const found = linux.stat(path);
+  if (found === -ENOENT) return;
+  if (typeof found === "number") throw failure(`Failed to unlink socket ${path}`, found);
+  // QSD differs: it removes what is there, be it a disk image. Here bind() refuses instead.
+  if ((found.mode & S_IFMT) !== S_IFSOCK) return;
+  // QSD differs: it would take the path from its own listening socket.
+  if (isOwnListener(linux, path)) {
+    throw failure(`Failed to bind socket to ${path}`, -EADDRINUSE);
+  }
+  const result = linux.unlink(path);
+  if (result < 0 && result !== -ENOENT) throw failure(`Failed to unlink socket ${path}`, result);
+}
+
+/** Asks whoever listens there for its process. */
+function isOwnListener(linux: Linux, path: string): boolean {
+  const fd = linux.socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK);
+  if (fd < 0) return false;
+  const connected = linux.connect(fd, { type: "unix", path }) === 0;
+  const own = connected && linux.getsockopt(fd, SOL_SOCKET, SO_PEERCRED) === linux.getpid();
+  linux.close(fd);
+  return own;
+}
+
+function listenInet(linux: Linux, address: ListenAddress & { type: "inet" }): Listener {
+  const fd = openSocket(linux, address.family === 6 ? AF_INET6 : AF_INET);
+  linux.setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, 1);
+  let result = bindInet(linux, fd, address, address.v6only);
+  if (result === -EADDRINUSE && address.family === 6 && !address.v6only) {
+    // The IPv4 half may be someone's already.
+    result = bindInet(linux, fd, address, true);
+  }
+  const taken = "Failed to find an available port";
+  check(linux, fd, result, result === -EADDRINUSE ? taken : "Failed to bind socket");
+  result = linux.listen(fd, BACKLOG);
+  check(linux, fd, result, result === -EADDRINUSE ? taken : "Failed to listen on socket");
+  return { fd, kind: "inet", port: portOf(linux, fd), file: null };
+}
+
+function bindInet(
+  linux: Linux,
+  fd: number,
+  address: ListenAddress & { type: "inet" },
+  v6only: boolean,
+): number {
+  if (address.family === 6) linux.setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, v6only ? 1 : 0);
+  return linux.bind(fd, address);
+}
+
+function listenInherited(linux: Linux, fd: number): Listener {
+  if (linux.getsockopt(fd, SOL_SOCKET, SO_TYPE) < 0) {
+    throw new OutportError("invalid", `File descriptor '${fd}' is not a socket`);
+  }
+  const result = linux.listen(fd, BACKLOG);
+  if (result < 0) throw failure("Failed to listen on fd socket", result);
+  const name = linux.getsockname(fd);
+  const kind = typeof name === "object" ? name.type : "unix";
+  return { fd, kind, port: portOf(linux, fd), file: null };
+}
+
+function portOf(linux: Linux, fd: number): number {
+  const name = linux.getsockname(fd);
+  return typeof name === "object" && name.type === "inet" ? name.port : 0;
+}
+
+function openSocket(linux: Linux, family: number): number {
+  const fd = linux.socket(family, SOCK_STREAM);
+  if (fd < 0) throw failure("Failed to create a socket", fd);
+  return fd;
+}
+
+/** Closes `fd` and throws when `result` is an error. */
+function check(linux: Linux, fd: number, result: number, message: string): void {
+  if (result >= 0) return;
+  linux.close(fd);
+  throw failure(message, result);
+}
+
+function failure(message: string, errno: number): OutportError {
+  return new OutportError("io", `${message}: ${strerror(errno)}`);
+}

@@ -1,0 +1,241 @@
+/**
+ * NBD on one iothread: the exports that live here with their connections and, on the listening
+ * thread, the server and the table of all exports of the process. The listening thread counts the
+ * connections of each export, wherever they are served: that count decides whether an export may
+ * be deleted safely, and whether another client may come. Thread: iothread.
+ */
+import { SHUT_RDWR } from "../../abi/linux-socket.ts";
+import { BlockBackend } from "../../block/backend.ts";
+import type { BlockNode } from "../../block/node.ts";
+import type { Reactor } from "../../io/reactor.ts";
+import type {
+  ExportOpen,
+  ExportStatistics,
+  IothreadEvent,
+  IothreadHandlersOf,
+  NbdAdopt,
+  NbdExportRegister,
+} from "../../iothread/messages.ts";
+import { strerror } from "../../runtime/errno.ts";
+import { assert, OutportError } from "../../util/error.ts";
+import type { ExportService } from "../registry.ts";
+import { NbdConnections } from "./connections.ts";
+import { NbdExport } from "./export.ts";
+import { type NbdExportInfo, NbdExports } from "./export-table.ts";
+import type { Session } from "./handshake.ts";
+import { ALLOCATION_DEPTH, BASE_ALLOCATION } from "./meta-context.ts";
+import { IothreadNbdServer, type NbdEntrant } from "./server.ts";
+
+/** Of one request, as NBD has it at most. */
+const BLOCK_BYTES_MAX = 32 * 1024 * 1024;
+const BLOCK_BYTES_PREFERRED = 4096;
+/** An export is whole sectors. */
+const SECTOR_BYTES = 512;
+
+export interface NbdServiceParts {
+  readonly reactor: Reactor;
+  /** Id of this iothread. */
+  readonly iothread: string;
+  readonly findNode: (nodeName: string) => BlockNode;
+  readonly send: (event: IothreadEvent) => void;
+  readonly log: (level: "error" | "warn" | "info", text: string) => void;
+}
+
+/** An export that lives here. */
+interface OpenExport {
+  readonly exp: NbdExport;
+  readonly backend: BlockBackend;
+  /** Connections adopted and not yet released. */
+  heldCount: number;
+}
+
+type NbdCalls =
+  | "nbd-server-start"
+  | "nbd-server-stop"
+  | "nbd-export-register"
+  | "nbd-export-unregister"
+  | "nbd-adopt"
+  | "nbd-release";
+
+export class NbdService implements ExportService {
+  readonly type = "nbd";
+  #parts: NbdServiceParts;
+  #connections: NbdConnections;
+  #open = new Map<string, OpenExport>();
+
+  // Of the listening thread.
+  #server: IothreadNbdServer | null = null;
+  #table = new NbdExports();
+  /** By export id. */
+  #registered = new Map<string, NbdExportRegister & { readonly info: NbdExportInfo }>();
+  /** By export id; also of exports that have left the table. */
+  #connectionCounts = new Map<string, number>();
+
+  constructor(parts: NbdServiceParts) {
+    this.#parts = parts;
+    this.#connections = new NbdConnections(parts.reactor);
+  }
+
+  /** Its handlers, by call. */
+  readonly calls: IothreadHandlersOf<NbdCalls> = {
+    "nbd-server-start": async (options) => {
+      const server = this.#serverMade();
+      if (server.running) server.listenAlso(options.addresses);
+      else server.start(options);
+      return { port: server.port };
+    },
+    "nbd-server-stop": async () => {
+      await this.#serverMade().stop();
+      return null;
+    },
+    "nbd-export-register": async (register) => {
+      const info = register.info as NbdExportInfo;
+      this.#table.add(info);
+      this.#registered.set(register.exportId, { ...register, info });
+      return null;
+    },
+    "nbd-export-unregister": async ({ exportId, safe }) => this.#unregister(exportId, safe),
+    "nbd-adopt": async (adopt) => {
+      const open = this.#open.get(adopt.exportId);
+      if (open === undefined) throw new OutportError("not-found", "The export is gone");
+      this.#adopt(open, adopt);
+      return null;
+    },
+    "nbd-release": async ({ exportId, closeFd }) => {
+      if (closeFd !== null) this.#drop(closeFd);
+      this.#release(exportId);
+      return null;
+    },
+  };
+
+  /** Replies the export's NbdExportInfo. */
+  async open(params: ExportOpen): Promise<NbdExportInfo> {
+    const { reactor, findNode } = this.#parts;
+    const node = findNode(params.nodeName);
+    const { id, writable, writethrough } = params;
+    const info = infoOf(params, node);
+    const backend = new BlockBackend(reactor, node, { writable, writethrough });
+    const connections = this.#connections;
+    const exp = new NbdExport({ connections, backend, bytes: info.bytes, readOnly: info.readOnly });
+    const open: OpenExport = { exp, backend, heldCount: 0 };
+    exp.onConnectionsChanged = () => this.#releaseEnded(id, open);
+    this.#open.set(id, open);
+    return info;
+  }
+
+  async close(id: string): Promise<void> {
+    const { exp, backend } = this.#openExport(id);
+    // From here on nobody is adopted.
+    this.#open.delete(id);
+    await exp.closeConnections();
+    const result = await backend.close();
+    if (result < 0) {
+      this.#parts.log("error", `Could not flush export '${id}': ${strerror(-result)}`);
+    }
+  }
+
+  statistics(id: string): ExportStatistics {
+    return this.#openExport(id).backend.statistics.snapshot();
+  }
+
+  /** Ends listening and handshakes, if it listens. */
+  async stop(): Promise<void> {
+    if (this.#server?.running === true) await this.#server.stop();
+  }
+
+  #openExport(id: string): OpenExport {
+    const open = this.#open.get(id);
+    assert(open !== undefined, `export '${id}' lives here`);
+    return open;
+  }
+
+  #serverMade(): IothreadNbdServer {
+    const { reactor, log } = this.#parts;
+    this.#server ??= new IothreadNbdServer({
+      reactor,
+      exports: this.#table,
+      onSession: (entrant) => this.#onSession(entrant),
+      log,
+    });
+    return this.#server;
+  }
+
+  #unregister(exportId: string, safe: boolean): { connectionCount: number } {
+    const connectionCount = this.#connectionCounts.get(exportId) ?? 0;
+    if (safe && connectionCount > 0) {
+      throw new OutportError("in-use", `Export '${exportId}' has ${connectionCount} clients`);
+    }
+    const registered = this.#registered.get(exportId);
+    assert(registered !== undefined, `export '${exportId}' is registered`);
+    this.#registered.delete(exportId);
+    this.#table.remove(registered.info.name);
+    return { connectionCount };
+  }
+
+  /** A client has chosen its export: takes it to where that lives. */
+  #onSession({ fd, session, early }: NbdEntrant): void {
+    const { exportId } = session;
+    const registered = this.#registered.get(exportId);
+    if (registered === undefined) {
+      // It left the table while the client got its last reply.
+      this.#drop(fd);
+      this.#serverMade().release();
+      return;
+    }
+    this.#connectionCounts.set(exportId, (this.#connectionCounts.get(exportId) ?? 0) + 1);
+    // The bytes may be a part of a larger array, all of which would go along.
+    const adopt: NbdAdopt = { fd, exportId, session, early: early.slice() };
+    const { iothread } = registered;
+    if (iothread === this.#parts.iothread) this.#adopt(this.#openExport(exportId), adopt);
+    else this.#parts.send({ event: "nbd-adopt", iothread, adopt });
+  }
+
+  #adopt(open: OpenExport, { fd, session, early }: NbdAdopt): void {
+    open.heldCount++;
+    open.exp.adopt(fd, session as Session, early);
+  }
+
+  /** The number of connections of an export that lives here has changed. */
+  #releaseEnded(exportId: string, open: OpenExport): void {
+    for (; open.heldCount > open.exp.connectionCount; open.heldCount--) {
+      if (this.#connectionCounts.has(exportId)) this.#release(exportId);
+      else this.#parts.send({ event: "nbd-released", exportId });
+    }
+  }
+
+  /** A connection that entered here has ended, wherever it was served. */
+  #release(exportId: string): void {
+    const count = this.#connectionCounts.get(exportId) ?? 0;
+    assert(count > 0, "a connection is released once");
+    if (count > 1) this.#connectionCounts.set(exportId, count - 1);
+    else this.#connectionCounts.delete(exportId);
+    this.#serverMade().release();
+  }
+
+  #drop(fd: number): void {
+    const { linux } = this.#parts.reactor;
+    // At once, even if some other part of the process holds the socket.
+    linux.shutdown(fd, SHUT_RDWR);
+    linux.close(fd);
+  }
+}
+
+function infoOf({ id, writable, options }: ExportOpen, node: BlockNode): NbdExportInfo {
+  const { requestAlignment: min, transferBytesMax } = node.limits;
+  const contexts = [BASE_ALLOCATION];
+  if (options["allocation-depth"] === true) contexts.push(ALLOCATION_DEPTH);
+  return {
+    id,
+    name: options.name as string,
+    description: options.description as string | undefined,
+    bytes: node.bytes - (node.bytes % SECTOR_BYTES),
+    readOnly: !writable,
+    multiConn: true,
+    blockSize: {
+      min,
+      preferred: Math.max(BLOCK_BYTES_PREFERRED, min),
+      max: Math.min(transferBytesMax, BLOCK_BYTES_MAX),
+    },
+    contexts,
+  };
+}

@@ -1,0 +1,58 @@
+/** The open exports of one iothread, of all types. Thread: iothread. */
+import type { ExportOpen, ExportStatistics, IothreadHandlersOf } from "../iothread/messages.ts";
+import { assert } from "../util/error.ts";
+
+/** What an export type is on an iothread. */
+export interface ExportService {
+  /** Its BlockExportType value. */
+  readonly type: string;
+  /** Ready to serve when it returns. Throws OutportError, and leaves nothing behind then. */
+  open(params: ExportOpen): Promise<unknown>;
+  /** Drops the clients, lets requests in flight finish, flushes, forgets it. */
+  close(id: string): Promise<void>;
+  statistics(id: string): ExportStatistics;
+}
+
+export class ExportRegistry {
+  #services: ReadonlyMap<string, ExportService>;
+  /** By export id. */
+  #open = new Map<string, ExportService>();
+
+  constructor(services: readonly ExportService[]) {
+    this.#services = new Map(services.map((service) => [service.type, service]));
+  }
+
+  /** Its handlers, by call. */
+  readonly calls: IothreadHandlersOf<"export-open" | "export-close" | "export-statistics"> = {
+    "export-open": async (params) => {
+      const service = this.#services.get(params.type);
+      assert(service !== undefined, "main knows the same export types");
+      assert(!this.#open.has(params.id), "an export is opened once");
+      const reply = await service.open(params);
+      this.#open.set(params.id, service);
+      return reply;
+    },
+    "export-close": async ({ id }) => {
+      await this.#close(id);
+      return null;
+    },
+    "export-statistics": async ({ id }) => this.#serviceOf(id).statistics(id),
+  };
+
+  /** Closes all that is left. */
+  async closeAll(): Promise<void> {
+    for (const id of [...this.#open.keys()]) await this.#close(id);
+  }
+
+  #serviceOf(id: string): ExportService {
+    const service = this.#open.get(id);
+    assert(service !== undefined, `export '${id}' is open`);
+    return service;
+  }
+
+  async #close(id: string): Promise<void> {
+    const service = this.#serviceOf(id);
+    this.#open.delete(id);
+    await service.close(id);
+  }
+}

@@ -1,0 +1,98 @@
+import { describe, expect, test } from "bun:test";
+import { planListen } from "../../../../src/exports/nbd/address.ts";
+import { messageOf } from "../../../support/iothread.ts";
+
+const V4 = { address: "127.0.0.1", family: 4 } as const;
+const V6 = { address: "::1", family: 6 } as const;
+const resolve = async (host: string) => {
+  if (host !== "localhost") throw new Error("ENOTFOUND");
+  return [V6, V4, V4];
+};
+const inet = (host: string, port: string, more = {}) =>
+  planListen({ type: "inet", host, port, ...more }, resolve);
+const familiesOf = async (plan: ReturnType<typeof inet>) =>
+  (await plan).choices[0]!.map((one) => (one as { family: number }).family);
+
+describe("planListen()", () => {
+  test("takes every address of a name once", async () => {
+    expect(await inet("localhost", "10809")).toEqual({
+      label: "localhost:10809",
+      choices: [
+        [
+          { type: "inet", ...V6, port: 10809, v6only: true },
+          { type: "inet", ...V4, port: 10809, v6only: true },
+        ],
+      ],
+    });
+  });
+
+  test("keeps to the families that are asked for", async () => {
+    expect(await familiesOf(inet("localhost", "1", { ipv4: true }))).toEqual([4]);
+    expect(await familiesOf(inet("localhost", "1", { ipv6: true }))).toEqual([6]);
+    expect(await familiesOf(inet("localhost", "1", { ipv4: false }))).toEqual([6]);
+    expect(await familiesOf(inet("localhost", "1", { ipv6: false }))).toEqual([4]);
+    expect(await familiesOf(inet("localhost", "1", { ipv4: true, ipv6: true }))).toEqual([6, 4]);
+  });
+
+  test("listens on IPv4 through an IPv6 wildcard unless it is told not to", async () => {
+    expect((await inet("::", "1")).choices[0]).toMatchObject([{ family: 6, v6only: false }]);
+    expect((await inet("::", "1", { ipv6: true })).choices[0]).toMatchObject([{ v6only: true }]);
+    expect(await familiesOf(inet("", "1"))).toEqual([4, 6]);
+  });
+
+  test("tries ports up to `to`", async () => {
+    const { choices } = await inet("127.0.0.1", "65534", { to: 65535 });
+    expect(choices.map(([one]) => (one as { port: number }).port)).toEqual([65534, 65535]);
+  });
+
+  const refused: [host: string, port: string, more: object, message: string][] = [
+    ["localhost", "x", {}, "localhost:x: Servname not supported for ai_socktype"],
+    ["localhost", "65536", {}, "localhost:65536: Servname not supported for ai_socktype"],
+    ["nohost", "10", {}, "nohost:10: Name or service not known"],
+    ["::1", "0", { ipv6: false }, "::1:0: Address family for hostname not supported"],
+  ];
+  for (const [host, port, more, message] of refused) {
+    test(`refuses ${message}`, async () => {
+      expect(await messageOf(inet(host, port, more))).toBe(
+        `address resolution failed for ${message}`,
+      );
+    });
+  }
+
+  test("refuses to disable both families", async () => {
+    expect(await messageOf(inet("", "1", { ipv4: false, ipv6: false }))).toBe(
+      "Cannot disable IPv4 and IPv6 at same time",
+    );
+  });
+
+  test("makes abstract names, padded unless tight", async () => {
+    const unix = { type: "unix", path: "name", abstract: true } as const;
+    expect((await planListen(unix, resolve)).choices).toEqual([[{ type: "unix", path: "\0name" }]]);
+    const { choices } = await planListen({ ...unix, tight: false }, resolve);
+    expect((choices[0]![0] as { path: string }).path).toHaveLength(108);
+  });
+
+  test("measures paths in bytes", async () => {
+    const plan = (path: string) => planListen({ type: "unix", path }, resolve);
+    expect((await plan("é".repeat(53))).label).toHaveLength(53);
+    const path = "é".repeat(54);
+    expect(await messageOf(plan(path))).toBe(`UNIX socket path '${path}' is too long`);
+  });
+
+  test("parses vsock and fd numbers", async () => {
+    const plan = await planListen({ type: "vsock", cid: "4294967295", port: "10809" }, resolve);
+    expect(plan.choices).toEqual([[{ type: "vsock", cid: 4294967295, port: 10809 }]]);
+    expect((await planListen({ type: "fd", str: "3" }, resolve)).choices).toEqual([
+      [{ type: "fd", fd: 3 }],
+    ]);
+    expect(await messageOf(planListen({ type: "vsock", cid: "zz", port: "1" }, resolve))).toBe(
+      "Failed to parse cid 'zz'",
+    );
+    expect(await messageOf(planListen({ type: "vsock", cid: "1", port: "-1" }, resolve))).toBe(
+      "Failed to parse port '-1'",
+    );
+    expect(await messageOf(planListen({ type: "fd", str: "name" }, resolve))).toBe(
+      "only QEMU supports file descriptor passing",
+    );
+  });
+});
