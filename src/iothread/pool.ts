@@ -1,0 +1,193 @@
+/** The iothreads of the process: starts, finds and stops them. Thread: main. */
+import { EFD_NONBLOCK } from "../abi/linux.ts";
+import type { Thread, ThreadDriver } from "../runtime/driver.ts";
+import type { Linux } from "../runtime/linux.ts";
+import { OutportError } from "../util/error.ts";
+import { IothreadChannel } from "./channel.ts";
+import type { IothreadCall, IothreadCalls, IothreadEvent, IothreadStart } from "./messages.ts";
+
+/** The built-in iothread: QSD's main loop context. */
+export const MAIN_LOOP = "main-loop";
+/** How long a thread may take to stop by itself: its last requests are the host's business. */
+const STOP_GRACE_MS = 5000;
+/** QEMU's default for poll-max-ns. */
+const POLL_MAX_NS = 32768;
+
+/** Properties of an iothread object; defaults as QEMU's. 0: built-in grow and shrink. */
+export interface IothreadOptions {
+  readonly pollMaxNs?: number;
+  readonly pollGrow?: number;
+  readonly pollShrink?: number;
+}
+
+/** One iothread as managers see it. Tests fake it. */
+export interface Iothread {
+  readonly id: string;
+  /** How many node trees live there: while there is one, the thread stays. */
+  userCount: number;
+  call<C extends IothreadCall>(call: C, params: IothreadCalls[C][0]): Promise<IothreadCalls[C][1]>;
+}
+
+/** What managers use of the pool. Tests fake it. */
+export interface Iothreads {
+  /** Throws not-found when there is none. */
+  get(id: string): Iothread;
+  /** Events of every iothread, after the pool's own business with them. */
+  onEvent(listener: (iothread: Iothread, event: IothreadEvent) => void): void;
+}
+
+export interface IothreadPoolParts {
+  readonly driver: ThreadDriver;
+  readonly linux: Linux;
+  /** OUTPORT_IO_ENGINE. */
+  readonly engine: string | undefined;
+  /** A thread failed by itself: main ends the process. */
+  readonly onCrash: (id: string, error: Error) => void;
+  readonly log: (level: "error" | "warn" | "info", text: string) => void;
+}
+
+interface Member extends Iothread {
+  readonly thread: Thread;
+  readonly channel: IothreadChannel;
+  readonly wakeFd: number;
+  stopping: boolean;
+  /** Resolves when the thread has ended, whatever the reason. */
+  readonly ended: Promise<void>;
+}
+
+export class IothreadPool implements Iothreads {
+  #parts: IothreadPoolParts;
+  #members = new Map<string, Member>();
+  #starting = new Set<string>();
+  #listeners: ((iothread: Iothread, event: IothreadEvent) => void)[] = [];
+
+  constructor(parts: IothreadPoolParts) {
+    this.#parts = parts;
+  }
+
+  get(id: string): Iothread {
+    const member = this.#members.get(id);
+    if (member === undefined) throw new OutportError("not-found", `iothread "${id}" not found`);
+    return member;
+  }
+
+  has(id: string): boolean {
+    return this.#members.has(id);
+  }
+
+  onEvent(listener: (iothread: Iothread, event: IothreadEvent) => void): void {
+    this.#listeners.push(listener);
+  }
+
+  /** Starts a thread; resolves when its reactor runs. */
+  async start(id: string, options: IothreadOptions = {}): Promise<void> {
+    if (this.#members.has(id) || this.#starting.has(id)) {
+      throw new OutportError("in-use", `iothread "${id}" exists`);
+    }
+    this.#starting.add(id);
+    try {
+      this.#members.set(id, await this.#startMember(id, options));
+    } finally {
+      this.#starting.delete(id);
+    }
+  }
+
+  /** Throws in-use while nodes live there. Resolves when it has ended, or its grace is over. */
+  async stop(id: string): Promise<void> {
+    const member = this.get(id) as Member;
+    if (member.userCount > 0) {
+      throw new OutportError("in-use", `object '${id}' is in use, can not be deleted`);
+    }
+    await this.#stopMember(member, STOP_GRACE_MS);
+  }
+
+  /** At shutdown: all, the built-in one last. False when one was still busy after `graceMs`. */
+  async stopAll(graceMs = STOP_GRACE_MS): Promise<boolean> {
+    let all = true;
+    for (const member of [...this.#members.values()].reverse()) {
+      all = (await this.#stopMember(member, graceMs)) && all;
+    }
+    return all;
+  }
+
+  #startMember(id: string, options: IothreadOptions): Promise<Member> {
+    const { driver, linux, engine } = this.#parts;
+    const wakeFd = linux.eventfd(0, EFD_NONBLOCK);
+    if (wakeFd < 0) throw new OutportError("limit", `Cannot create an eventfd for '${id}'`);
+    const start: IothreadStart = {
+      id,
+      wakeFd,
+      pollMaxNs: options.pollMaxNs ?? POLL_MAX_NS,
+      pollGrow: options.pollGrow ?? 0,
+      pollShrink: options.pollShrink ?? 0,
+      engine: checkEngine(engine),
+    };
+    const thread = driver.startThread("iothread", start);
+    const channel = new IothreadChannel(thread, () => linux.signalEventfd(wakeFd));
+    return new Promise((resolve, reject) => {
+      const member: Member = {
+        id,
+        userCount: 0,
+        call: (call, params) => channel.call(call, params),
+        thread,
+        channel,
+        wakeFd,
+        stopping: false,
+        ended: new Promise((ended) => {
+          let failure: Error | null = null;
+          thread.onError = (error) => {
+            failure = error;
+          };
+          thread.onExit = () => {
+            linux.close(wakeFd);
+            const error = failure ?? new Error(`iothread '${id}' ended by itself`);
+            channel.break(new OutportError("io", `iothread '${id}' failed`, { cause: error }));
+            ended();
+            if (this.#members.get(id) !== member) reject(error);
+            else if (!member.stopping || failure !== null) this.#parts.onCrash(id, error);
+            this.#forget(member);
+          };
+        }),
+      };
+      channel.onEvent = (event) => {
+        if (event.event === "ready") resolve(member);
+        if (event.event === "log") this.#parts.log(event.level, event.text);
+        for (const listener of this.#listeners) listener(member, event);
+      };
+    });
+  }
+
+  /** False when the thread is still there after `graceMs`; it then no longer keeps the process. */
+  async #stopMember(member: Member, graceMs: number): Promise<boolean> {
+    member.stopping = true;
+    // The reply is not of interest: the thread's end is.
+    member.channel.call("stop", {}).catch(() => {});
+    const ended = await settlesWithin(member.ended, graceMs);
+    if (!ended) {
+      this.#parts.log("warn", `iothread '${member.id}' does not stop; leaving it behind`);
+      member.thread.unref();
+      this.#forget(member);
+    }
+    return ended;
+  }
+
+  #forget(member: Member): void {
+    if (this.#members.get(member.id) === member) this.#members.delete(member.id);
+  }
+}
+
+function checkEngine(name: string | undefined): IothreadStart["engine"] {
+  if (name === undefined || name === "io_uring" || name === "epoll") return name;
+  throw new OutportError("invalid", `OUTPORT_IO_ENGINE is '${name}': expected io_uring or epoll`);
+}
+
+/** True when `promise` resolves in time. */
+async function settlesWithin(promise: Promise<void>, ms: number): Promise<boolean> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<boolean>((resolve) => {
+    timer = setTimeout(() => resolve(false), ms);
+  });
+  const result = await Promise.race([promise.then(() => true), late]);
+  clearTimeout(timer);
+  return result;
+}

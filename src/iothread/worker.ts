@@ -1,0 +1,94 @@
+/**
+ * The composition root of an iothread: makes its reactor and what lives on it, serves main's
+ * calls, and returns when main says stop. Thread: iothread.
+ */
+
+import { blockDrivers } from "../block/drivers/index.ts";
+import { NodeTable } from "../block/nodes.ts";
+import { NbdService } from "../exports/nbd/service.ts";
+import { ExportRegistry } from "../exports/registry.ts";
+import { BufferPool } from "../io/buffers.ts";
+import type { CompletionHandler } from "../io/engine.ts";
+import { createEngine } from "../io/engines.ts";
+import { Memory } from "../io/memory.ts";
+import { OffloadPool } from "../io/offload.ts";
+import { Reactor } from "../io/reactor.ts";
+import type { ThreadDriver, ThreadStart } from "../runtime/driver.ts";
+import { Linux } from "../runtime/linux.ts";
+import { serveCalls } from "./channel.ts";
+import type { FromIothread, IothreadEvent, IothreadStart } from "./messages.ts";
+
+/** Payloads in flight of one iothread. What does not fit waits in the sockets. */
+const BUFFER_BYTES_MAX = 64 * 1024 * 1024;
+
+export async function runIothread(driver: ThreadDriver, start: ThreadStart): Promise<void> {
+  const options = start.data as IothreadStart;
+  const send = (event: IothreadEvent): void => start.send({ event } satisfies FromIothread);
+  const log = (level: "error" | "warn" | "info", text: string): void =>
+    send({ event: "log", level, text });
+
+  const linux = new Linux(driver.ffi, driver.arch);
+  const reactor = makeReactor(driver, linux, options, (reason) => {
+    log("info", `iothread ${options.id}: epoll instead of io_uring: ${reason}`);
+  });
+  const nodes = new NodeTable({
+    reactor,
+    drivers: blockDrivers,
+    log: (text) => log("error", text),
+  });
+  const nbd = new NbdService({
+    reactor,
+    iothread: options.id,
+    findNode: (nodeName) => nodes.get(nodeName),
+    send,
+    log,
+  });
+  const exports = new ExportRegistry([nbd]);
+
+  serveCalls(reactor, start, options.wakeFd, {
+    ...nodes.calls,
+    ...exports.calls,
+    ...nbd.calls,
+    stop: async () => {
+      await nbd.stop();
+      await exports.closeAll();
+      await nodes.closeAll();
+      reactor.stop();
+      return null;
+    },
+  });
+  send({ event: "ready", engine: reactor.engine.name });
+  await reactor.run();
+  reactor.engine.close();
+  reactor.memory.unmap();
+}
+
+function makeReactor(
+  driver: ThreadDriver,
+  linux: Linux,
+  options: IothreadStart,
+  onFallback: (reason: string) => void,
+): Reactor {
+  const { nowNs } = driver.clock;
+  const memory = new Memory(linux, BufferPool.reservedBytes(BUFFER_BYTES_MAX));
+  const buffers = new BufferPool(memory, { bytesMax: BUFFER_BYTES_MAX });
+  const handlers: CompletionHandler[] = [];
+  const { engine, reason } = createEngine(options.engine, {
+    linux,
+    memory,
+    handlers,
+    offload: () => new OffloadPool({ linux, driver }),
+    nowNs,
+  });
+  if (reason !== null) onFallback(reason);
+  return new Reactor({
+    linux,
+    nowNs,
+    memory,
+    buffers,
+    handlers,
+    engine,
+    polling: options,
+    runMicrotasks: driver.runMicrotasks,
+  });
+}
