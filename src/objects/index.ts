@@ -1,0 +1,7 @@
+/** Every kind of object. */
+import { type IothreadStarter, iothreadKind } from "./iothread.ts";
+import type { ObjectKind } from "./registry.ts";
+
+export function objectKinds(parts: { readonly iothreads: IothreadStarter }): readonly ObjectKind[] {
+  return [iothreadKind(parts.iothreads)];
+}
