@@ -47,6 +47,11 @@ const nodeOpen = (driver: string, options: Record<string, unknown>): NodeOpen =>
 const openNull = (id: string) =>
   pool.get(id).call("node-open", nodeOpen("null-co", { size: 4096 }));
 
+/** Takes messages, and does nothing by itself. */
+function idleThread(): Thread {
+  return { send() {}, onMessage() {}, onError() {}, onExit() {}, unref() {} };
+}
+
 describe("IothreadPool", () => {
   for (const engine of ["io_uring", "epoll"]) {
     test(`starts a thread with ${engine}, calls it and stops it`, async () => {
@@ -118,16 +123,22 @@ describe("IothreadPool", () => {
     expect(pool.has("io0")).toBe(false);
   });
 
+  test("fails to start when the thread does", async () => {
+    const thread = idleThread();
+    makePool(undefined, { ...driver, startThread: () => thread });
+    const started = messageOf(pool.start("io0"));
+    thread.onError(new Error("no memory"));
+    thread.onExit();
+    expect(await started).toBe("Cannot start iothread 'io0': no memory");
+    expect(pool.has("io0")).toBe(false);
+    expect(crashes).toEqual([]);
+  });
+
   test("leaves a thread behind that does not come back from the kernel", async () => {
     let isUnref = false;
-    const thread: Thread = {
-      send: () => {},
-      onMessage: () => {},
-      onError: () => {},
-      onExit: () => {},
-      unref: () => {
-        isUnref = true;
-      },
+    const thread = idleThread();
+    thread.unref = () => {
+      isUnref = true;
     };
     makePool(undefined, { ...driver, startThread: () => thread });
     const started = pool.start("io0");
