@@ -118,7 +118,13 @@ class Daemon {
         quit: () => this.#quit(),
       }),
     );
-    this.#chardevs = new Chardevs({ driver, dispatcher: this.#dispatcher, events, log: this.#log });
+    this.#chardevs = new Chardevs({
+      driver,
+      linux: this.#linux,
+      dispatcher: this.#dispatcher,
+      events,
+      log: this.#log,
+    });
   }
 
   /** Does the options; serves when it returns. A failing option ends the process. */
@@ -138,7 +144,9 @@ class Daemon {
         });
       }
       doing = undefined;
-      if (!this.#isEnding) this.#writePidfile();
+      if (this.#isEnding) return;
+      this.#writePidfile();
+      this.#chardevs.start();
     } catch (error) {
       if (this.#isEnding) return;
       this.#log("error", doing === undefined ? textOf(error) : `${doing.text}: ${textOf(error)}`);
@@ -192,6 +200,7 @@ class Daemon {
 
   #crash(id: string, error: Error): void {
     this.#driver.stderr(`${PROGRAM}: iothread '${id}' failed: ${error.stack ?? error.message}\n`);
+    this.#chardevs.closeAll();
     this.#removePidfile();
     this.#driver.process.exitNow(1);
   }

@@ -2,6 +2,7 @@
  * What --chardev takes: a flat list of key=value, not QAPI. Pure.
  * Spec: QEMU util/qemu-option.c, chardev/char.c, chardev/char-socket.c
  */
+import { isWellformedId } from "../block/catalogue.ts";
 import type { SocketAddress } from "../runtime/driver.ts";
 import { OutportError } from "../util/error.ts";
 
@@ -42,7 +43,7 @@ export function parseChardev(text: string): ChardevOptions {
   for (const key of Object.keys(options)) {
     if (!KNOWN.includes(key)) throw invalid(`Invalid parameter '${key}'`);
   }
-  if (id !== undefined && !/^[A-Za-z][A-Za-z0-9._-]*$/.test(id)) {
+  if (id !== undefined && !isWellformedId(id)) {
     throw invalid("Parameter 'id' expects an identifier");
   }
   if (id === undefined) throw invalid("chardev: no id specified");

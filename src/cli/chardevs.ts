@@ -3,11 +3,13 @@
  * further ones wait until it leaves, as in QEMU. Thread: main.
  * Spec: QEMU docs/tools/qemu-storage-daemon.rst --chardev
  */
+import { SO_TYPE, SOL_SOCKET } from "../abi/linux-socket.ts";
 import type { Dispatcher } from "../qmp/dispatcher.ts";
 import type { EventHub } from "../qmp/events.ts";
 import { Monitor } from "../qmp/monitor.ts";
 import type { Listener, RuntimeDriver, Stream } from "../runtime/driver.ts";
 import { errnoOfName, strerror } from "../runtime/errno.ts";
+import type { Linux } from "../runtime/linux.ts";
 import { OutportError } from "../util/error.ts";
 import type { Log } from "../util/log.ts";
 import { type ChardevOptions, parseChardev } from "./chardev-options.ts";
@@ -17,6 +19,7 @@ const WAITING_CLIENTS_MAX = 256;
 
 export interface ChardevsParts {
   readonly driver: RuntimeDriver;
+  readonly linux: Linux;
   readonly dispatcher: Dispatcher;
   readonly events: EventHub;
   readonly log: Log;
@@ -26,6 +29,7 @@ export class Chardevs {
   #parts: ChardevsParts;
   #chardevs = new Map<string, Chardev>();
   #stdioTaken = false;
+  #started = false;
 
   constructor(parts: ChardevsParts) {
     this.#parts = parts;
@@ -41,8 +45,15 @@ export class Chardevs {
       throw new OutportError("in-use", "cannot use stdio by multiple character devices");
     }
     const chardev = new Chardev(options.id, this.#parts);
-    await this.#open(chardev, options);
+    // Known at once, so that an end while it waits for its client closes it.
     this.#chardevs.set(options.id, chardev);
+    try {
+      await this.#open(chardev, options);
+    } catch (error) {
+      this.#chardevs.delete(options.id);
+      throw error;
+    }
+    if (this.#started) chardev.start();
   }
 
   /** Throws an OutportError. */
@@ -52,28 +63,37 @@ export class Chardevs {
     return chardev;
   }
 
+  /** All options are done: from here on monitors take requests. */
+  start(): void {
+    this.#started = true;
+    for (const chardev of this.#chardevs.values()) chardev.start();
+  }
+
   /** At shutdown. */
   closeAll(): void {
     for (const chardev of this.#chardevs.values()) chardev.close();
   }
 
   async #open(chardev: Chardev, options: ChardevOptions): Promise<void> {
-    const { driver, log } = this.#parts;
+    const { driver, linux, log } = this.#parts;
     if (options.backend === "stdio") {
       this.#stdioTaken = true;
       chardev.addClient(driver.process.stdin());
       return;
     }
     const { address, label, server } = options;
+    if (address.type === "fd" && linux.getsockopt(address.fd, SOL_SOCKET, SO_TYPE) < 0) {
+      throw new OutportError("invalid", `File descriptor '${address.fd}' is not a socket`);
+    }
     if (!server) {
       const stream = await driver.sockets.connect(address).catch((error: unknown) => {
-        throw new OutportError("io", `Failed to connect to '${label}': ${reason(error)}`);
+        throw failure(error, label, `Failed to connect to '${label}'`);
       });
       chardev.addClient(stream);
       return;
     }
     const listener = await driver.sockets.listen(address).catch((error: unknown) => {
-      throw new OutportError("io", `Failed to bind socket to ${label}: ${reason(error)}`);
+      throw failure(error, label, `Failed to bind socket to ${label}`);
     });
     const connected = chardev.listen(listener);
     if (!options.wait) return;
@@ -93,6 +113,7 @@ export class Chardev {
   /** Set once a monitor has been asked for. */
   #pretty: boolean | undefined;
   #onFirstClient: () => void = () => {};
+  #started = false;
 
   constructor(id: string, parts: ChardevsParts) {
     this.id = id;
@@ -129,6 +150,12 @@ export class Chardev {
     this.#serve();
   }
 
+  /** Lets requests come in; the greeting does not wait for it. */
+  start(): void {
+    this.#started = true;
+    if (this.#monitor !== undefined) this.#clients[0]?.resume();
+  }
+
   close(): void {
     this.#listener?.close();
     this.#monitor?.end();
@@ -149,7 +176,7 @@ export class Chardev {
         this.#forget(stream);
       },
     });
-    stream.resume();
+    if (this.#started) stream.resume();
   }
 
   #forget(stream: Stream): void {
@@ -161,9 +188,14 @@ export class Chardev {
 }
 
 /** What the runtime says, in the system's words. */
-function reason(error: unknown): string {
-  const code = (error as { code?: unknown }).code;
-  const errno = typeof code === "string" ? errnoOfName(code) : undefined;
-  if (errno !== undefined) return strerror(errno);
-  return error instanceof Error ? error.message : String(error);
+function failure(error: unknown, label: string, what: string): OutportError {
+  const code = String((error as { code?: unknown }).code);
+  // The resolver's own codes are no errno.
+  if (["ENOTFOUND", "EAI_AGAIN", "EAI_NONAME", "EAI_NODATA"].includes(code)) {
+    const message = `address resolution failed for ${label}: Name or service not known`;
+    return new OutportError("not-found", message, { cause: error });
+  }
+  const errno = errnoOfName(code);
+  const reason = errno === undefined ? (error as Error).message : strerror(errno);
+  return new OutportError("io", `${what}: ${reason}`, { cause: error });
 }

@@ -52,8 +52,9 @@ interface Item {
 
 function parseItem(text: string, at: number, length: number, implied: string | undefined): Item {
   if (implied !== undefined) {
-    const { value, end } = parseValue(text, at);
-    return { value: { key: [implied], text: value }, end };
+    // A value without its key ends at the first comma, and has no escapes.
+    const value = text.slice(at, at + length);
+    return { value: { key: [implied], text: value }, end: at + length + 1 };
   }
   const key = parseKey(text.slice(at, at + length));
   if (text[at + length] !== "=") {

@@ -143,7 +143,7 @@ export class IothreadPool implements Iothreads {
             const error = failure ?? new Error(`iothread '${id}' ended by itself`);
             channel.break(new OutportError("io", `iothread '${id}' failed`, { cause: error }));
             ended();
-            if (this.#members.get(id) !== member) reject(error);
+            if (this.#members.get(id) !== member) reject(startFailure(id, error));
             else if (!member.stopping || failure !== null) this.#parts.onCrash(id, error);
             this.#forget(member);
           };
@@ -174,6 +174,12 @@ export class IothreadPool implements Iothreads {
   #forget(member: Member): void {
     if (this.#members.get(member.id) === member) this.#members.delete(member.id);
   }
+}
+
+function startFailure(id: string, error: Error): OutportError {
+  return new OutportError("io", `Cannot start iothread '${id}': ${error.message}`, {
+    cause: error,
+  });
 }
 
 function checkEngine(name: string | undefined): IothreadStart["engine"] {

@@ -2,6 +2,7 @@
  * The objects that users create, by id. Thread: main.
  * Spec: qapi/qom.json object-add, object-del; QEMU qom/object_interfaces.c
  */
+import { isWellformedId } from "../block/catalogue.ts";
 import type { ObjectMembers } from "../qapi/types.ts";
 import { OutportError } from "../util/error.ts";
 
@@ -35,7 +36,7 @@ export class ObjectRegistry {
     const { "qom-type": type, id, ...own } = options as { "qom-type": string; id: string };
     const kind = this.kinds.find(({ name }) => name === type);
     if (kind === undefined) throw new OutportError("invalid", `invalid object type: ${type}`);
-    if (!/^[A-Za-z][A-Za-z0-9._-]*$/.test(id)) {
+    if (!isWellformedId(id)) {
       throw new OutportError("invalid", "Parameter 'id' expects an identifier");
     }
     kind.validate?.(own);

@@ -176,18 +176,20 @@ function visitNumber(
   at: Place,
   mode: InputMode,
 ): number {
-  const given = mode === "keyval" ? scalar(value, at, mode, "number") : value;
-  if (facts !== undefined) return visitInteger(facts, given, at);
-  const parsed = typeof given === "string" && given.trim() !== "" ? Number(given) : given;
-  if (typeof parsed === "bigint") return Number(parsed);
-  if (typeof parsed === "number" && Number.isFinite(parsed)) return parsed;
-  if (mode === "json") throw wrongType(at, "number");
+  if (mode === "json") {
+    if (facts !== undefined) return integerOf(facts, integerOfJson(facts, value, at), at);
+    if (typeof value !== "number" && typeof value !== "bigint") throw wrongType(at, "number");
+    return Number(value);
+  }
+  const text = scalar(value, at, mode, "number") as string;
+  if (facts !== undefined) return integerOf(facts, integerOfText(facts, text, at), at);
+  const parsed = text.trim() === "" ? Number.NaN : Number(text);
+  if (Number.isFinite(parsed)) return parsed;
   throw new OutportError("invalid", `Parameter '${at.path}' expects a number`);
 }
 
-/** `given` is a string on the command line only. */
-function visitInteger(facts: IntegerFacts, given: unknown, at: Place): number {
-  const integer = toInteger(facts, given, at);
+/** In the range of its type. */
+function integerOf(facts: IntegerFacts, integer: bigint, at: Place): number {
   // As QSD does for compatibility: a negative value means its two's complement.
   const value = facts.min === 0n && integer < 0n ? integer + 2n ** 64n : integer;
   if (value < facts.min || value > facts.max) {
@@ -199,20 +201,23 @@ function visitInteger(facts: IntegerFacts, given: unknown, at: Place): number {
   throw new OutportError("limit", `Parameter '${at.path}' expects a value below 2^53`);
 }
 
-/** The value in 64 bits, signed or not. */
-function toInteger(facts: IntegerFacts, given: unknown, at: Place): bigint {
-  const signed = facts.min < 0n;
-  const fits = (value: bigint): boolean =>
-    value >= -(2n ** 63n) && value < (signed ? 2n ** 63n : 2n ** 64n);
-  if (typeof given === "string") {
-    const value = facts.size ? parseSize(given) : parseInteger(given);
-    if (value !== undefined && fits(value)) return value;
-    const expected = facts.size ? "a size value" : "integer";
-    throw new OutportError("invalid", `Parameter '${at.path}' expects ${expected}`);
-  }
+function integerOfText(facts: IntegerFacts, text: string, at: Place): bigint {
+  const value = facts.size ? parseSize(text) : parseInteger(text);
+  if (value !== undefined && fits64(facts, value)) return value;
+  const expected = facts.size ? "a size value" : "integer";
+  throw new OutportError("invalid", `Parameter '${at.path}' expects ${expected}`);
+}
+
+function integerOfJson(facts: IntegerFacts, given: unknown, at: Place): bigint {
   if (Number.isSafeInteger(given)) return BigInt(given as number);
-  if (typeof given === "bigint" && fits(given)) return given;
-  throw wrongType(at, "integer");
+  if (typeof given === "bigint" && fits64(facts, given)) return given;
+  if (facts.min < 0n) throw wrongType(at, "integer");
+  throw new OutportError("invalid", `Parameter '${at.path}' expects uint64`);
+}
+
+/** In 64 bits, signed or not. */
+function fits64(facts: IntegerFacts, value: bigint): boolean {
+  return value >= -(2n ** 63n) && value < (facts.min < 0n ? 2n ** 63n : 2n ** 64n);
 }
 
 /** On the command line the string, in JSON a value of the wanted type. */

@@ -73,7 +73,8 @@ export class JsonStream {
     if (this.#braces + this.#brackets === 0) return;
     const skipping = this.#skipping;
     this.#reset();
-    if (!skipping) this.#fail(this.#lexer.line, this.#lexer.column, "premature end of input");
+    if (skipping) return;
+    this.#fail(this.#lexer.line, this.#lexer.column + 1, "premature end of input");
   }
 
   #onToken(kind: TokenKind, text: Uint8Array, line: number, column: number): void {
@@ -214,14 +215,18 @@ function decodeNumber(text: string): number | bigint {
 /** The one value in `text`, as options have it. Throws an OutportError. */
 export function parseJson(text: string): unknown {
   const values: unknown[] = [];
+  const problems: string[] = [];
   const stream = new JsonStream({
     onValue: (value) => values.push(value),
-    onError: (problem) => {
-      throw new OutportError("invalid", problem);
-    },
+    onError: (problem) => problems.push(problem),
   });
   stream.feed(new TextEncoder().encode(text));
   stream.flush();
-  if (values.length !== 1) throw new OutportError("invalid", "JSON parse error, expecting value");
+  const [problem] = problems;
+  if (values.length > 1 || (values.length === 1 && problem !== undefined)) {
+    throw new OutportError("invalid", "Expecting at most one JSON value");
+  }
+  if (problem !== undefined) throw new OutportError("invalid", problem);
+  if (values.length === 0) throw new OutportError("invalid", "Expecting a JSON value");
   return values[0];
 }

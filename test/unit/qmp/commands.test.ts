@@ -1,0 +1,120 @@
+/** The commands with fake managers: what they pass on, and the schemas made of plug-ins. */
+import { describe, expect, test } from "bun:test";
+import type { BlockDriver } from "../../../src/block/driver.ts";
+import type { ExportType } from "../../../src/exports/export.ts";
+import { ObjectRegistry } from "../../../src/objects/registry.ts";
+import { int, optional, str } from "../../../src/qapi/scalars.ts";
+import { allCommands } from "../../../src/qmp/commands/index.ts";
+import { Dispatcher } from "../../../src/qmp/dispatcher.ts";
+
+const open = () => Promise.reject(new Error("not on main"));
+const drivers: BlockDriver[] = [
+  { name: "disk", members: { filename: str, size: optional(int) }, children: [], open },
+  { name: "over", members: {}, children: [{ role: "file", optional: false }], open },
+  { name: "cow", members: {}, children: [{ role: "backing", optional: true }], open },
+];
+const types = [{ name: "nbd", members: { name: optional(str) } }] as unknown as ExportType[];
+
+function setUp() {
+  const log: unknown[] = [];
+  const record =
+    (name: string) =>
+    async (...args: unknown[]) => {
+      log.push([name, ...args]);
+    };
+  const nbdServer = {
+    running: false,
+    start: record("start"),
+    listenAlso: record("listenAlso"),
+    stop: record("stop"),
+  };
+  const commands = allCommands({
+    drivers,
+    graph: {
+      blockdevAdd: record("blockdevAdd"),
+      blockdevDel: record("blockdevDel"),
+      queryNamedBlockNodes: async () => [{ "node-name": "n" }],
+    },
+    exports: { add: record("add"), delete: record("delete"), query: () => [] },
+    nbdServer,
+    types,
+    objects: new ObjectRegistry([]),
+    quit: record("quit"),
+  });
+  return { log, nbdServer, dispatcher: new Dispatcher(commands) };
+}
+
+describe("blockdev-add", () => {
+  const add = (options: object) => setUp().dispatcher.execute("blockdev-add", options);
+
+  test("takes a tree of inline children and references", async () => {
+    const { log, dispatcher } = setUp();
+    const options = {
+      driver: "over",
+      "node-name": "a",
+      file: { driver: "cow", backing: { driver: "over", file: "zz" } },
+    };
+    expect(await dispatcher.execute("blockdev-add", options)).toEqual({});
+    expect(log).toEqual([["blockdevAdd", options]]);
+  });
+
+  test("asks for children and members of the driver", async () => {
+    await expect(add({ driver: "over" })).rejects.toThrow("Parameter 'file' is missing");
+    await expect(add({ driver: "over", file: { driver: "disk" } })).rejects.toThrow(
+      "Parameter 'file.filename' is missing",
+    );
+    await expect(add({ driver: "over", file: null })).rejects.toThrow(
+      "Invalid parameter type for 'file', expected: BlockdevRef",
+    );
+    expect(await add({ driver: "cow", backing: null })).toEqual({});
+    expect(await add({ driver: "cow" })).toEqual({});
+    await expect(add({ driver: "x" })).rejects.toThrow(
+      "Parameter 'driver' does not accept value 'x'",
+    );
+  });
+});
+
+describe("nbd-server-start", () => {
+  const args = { addr: { type: "unix", data: { path: "/x" } }, "max-connections": 5 };
+  const flat = { addr: { type: "unix", path: "/x" }, "max-connections": 5 };
+
+  test("wants the nested form of the address", async () => {
+    const { log, dispatcher } = setUp();
+    await dispatcher.execute("nbd-server-start", args);
+    expect(log).toEqual([["start", flat]]);
+    await expect(dispatcher.execute("nbd-server-start", flat)).rejects.toThrow(
+      "Parameter 'addr.data' is missing",
+    );
+  });
+
+  test("adds an address on the command line only", async () => {
+    const { log, nbdServer, dispatcher } = setUp();
+    nbdServer.running = true;
+    await dispatcher.execute("nbd-server-start", args);
+    await dispatcher.execute("nbd-server-start", args, { commandLine: true });
+    expect(log).toEqual([
+      ["start", flat],
+      ["listenAlso", flat],
+    ]);
+  });
+});
+
+describe("block-export-del", () => {
+  test("is safe unless told otherwise", async () => {
+    const { log, dispatcher } = setUp();
+    await dispatcher.execute("block-export-del", { id: "e" });
+    await dispatcher.execute("block-export-del", { id: "e", mode: "hard" });
+    expect(log).toEqual([
+      ["delete", "e", "safe"],
+      ["delete", "e", "hard"],
+    ]);
+  });
+});
+
+describe("query-commands", () => {
+  test("lists every command", async () => {
+    const { dispatcher } = setUp();
+    const listed = (await dispatcher.execute("query-commands", {})) as { name: string }[];
+    expect(listed.map(({ name }) => name)).toEqual(dispatcher.commands.map(({ name }) => name));
+  });
+});
