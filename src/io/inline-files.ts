@@ -43,6 +43,13 @@ export class InlineFiles {
 
   /** -EAGAIN: this could block. */
   write(fd: number, address: number, bytes: number, offset: number): number {
+    const { modes } = this;
+    if (modes.writeFlags(fd, offset, bytes) === 0) {
+      let result = -EINTR;
+      while (result === -EINTR) result = this.#linux.pwrite(fd, address, bytes, offset);
+      modes.writeEnded();
+      return result;
+    }
     return this.writev(fd, this.#iovec(address, bytes), 1, offset, bytes);
   }
 

@@ -6,6 +6,7 @@
 import {
   MADV_DONTNEED,
   MAP_ANONYMOUS,
+  MAP_FIXED_NOREPLACE,
   MAP_NORESERVE,
   MAP_PRIVATE,
   PROT_READ,
@@ -13,6 +14,10 @@ import {
 } from "../abi/linux.ts";
 import type { Linux } from "../runtime/linux.ts";
 import { assert, OutportError } from "../util/error.ts";
+
+const LOW_START = 0x1000_0000;
+const LOW_END = 0x8000_0000;
+const LOW_STEP = 0x0800_0000;
 
 export class Memory {
   /** Of the first byte. Page-aligned. */
@@ -30,8 +35,7 @@ export class Memory {
    * Maps `bytes` (a multiple of the page size, at most 4 GiB) of zeroes; pages cost when touched.
    */
   constructor(linux: Linux, bytes: number) {
-    const flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    const address = linux.mmap(0, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+    const address = mapLow(linux, bytes);
     if (address < 0) throw new OutportError("limit", `Cannot map ${bytes} bytes of memory`);
     this.#linux = linux;
     this.address = address;
@@ -81,4 +85,20 @@ export class Memory {
   unmap(): void {
     this.#linux.munmap(this.address, this.bytes);
   }
+}
+
+/**
+ * Below 2 GiB if there is room: addresses are small integers then, and every use of one is quicker
+ * in JavaScript than one that only fits a double. Returns the address or -errno.
+ */
+function mapLow(linux: Linux, bytes: number): number {
+  const flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+  const protection = PROT_READ | PROT_WRITE;
+  for (let hint = LOW_START; hint + bytes <= LOW_END; hint += LOW_STEP) {
+    const address = linux.mmap(hint, bytes, protection, flags | MAP_FIXED_NOREPLACE, -1, 0);
+    if (address === hint) return address;
+    // An older kernel takes the flag for nothing and maps somewhere.
+    if (address > 0) linux.munmap(address, bytes);
+  }
+  return linux.mmap(0, bytes, protection, flags, -1, 0);
 }

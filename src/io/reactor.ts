@@ -20,8 +20,8 @@ import { Timers } from "./timers.ts";
 
 /** Requests in flight per iothread; what is over it waits in the sockets. */
 export const REQUESTS_MAX = 4096;
-/** Async operations (reactor.op) in flight per iothread. */
-const OPS_MAX = 4096;
+/** Async operations (reactor.op) in flight per iothread: of each request, each descriptor, one. */
+const OPS_MAX = 1024 * 1024;
 
 /** The handlers by kind, shared with the engine, which dispatches through it. */
 export type HandlerTable = CompletionHandler[];
