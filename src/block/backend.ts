@@ -104,7 +104,7 @@ export class BlockBackend implements RequestCarrier {
 
   /**
    * True when the range is one run of a host file and in the host's memory: `out` says where, and a
-   * transport may send it from there. That counts as a read.
+   * transport may send it from there. The caller counts it as a read then.
    */
   findCached(offset: number, bytes: number, out: Resolution): boolean {
     const { node, reactor } = this;
@@ -114,9 +114,7 @@ export class BlockBackend implements RequestCarrier {
     if (typeof status === "number") return false;
     const first = Math.floor(out.offset / PAGE_BYTES);
     const last = Math.floor((out.offset + bytes - 1) / PAGE_BYTES);
-    if (status.cached < last - first + 1) return false;
-    this.statistics.count(OP_READ, bytes, 0);
-    return true;
+    return status.cached >= last - first + 1;
   }
 
   /**
@@ -131,7 +129,7 @@ export class BlockBackend implements RequestCarrier {
     if (node.resolve(OP_WRITE, offset, bytes, out) !== MAPPED || out.bytes < bytes) return -EAGAIN;
     const result = reactor.engine.writeFromPipe(pipeFd, bytes, out.fd, out.offset);
     if (result === -EAGAIN) return result;
-    this.statistics.count(OP_WRITE, bytes, result);
+    this.statistics.count(OP_WRITE, result, result);
     return result < 0 ? node.onMappedError(OP_WRITE, result) : result;
   }
 
@@ -182,8 +180,10 @@ export class BlockBackend implements RequestCarrier {
     const done = requests.doneBytes[slot]! + result;
     requests.doneBytes[slot] = done;
     if (done === requests.bytes[slot]) this.#finish(slot, 0);
+    // Not whole blocks: the file ends here, and can't be asked for more there.
+    else if (op === OP_READ && (result === 0 || result % this.node.limits.requestAlignment !== 0))
+      this.#finishPastEnd(slot);
     else if (result > 0) this.#map(slot);
-    else if (op === OP_READ) this.#finishPastEnd(slot);
     else this.#finish(slot, -EIO);
   }
 

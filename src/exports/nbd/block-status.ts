@@ -12,18 +12,18 @@ import {
   NBD_STATE_HOLE,
   NBD_STATE_ZERO,
 } from "../../abi/nbd.ts";
-import { type BlockNode, type BlockStatus, STATUS_DATA, STATUS_ZERO } from "../../block/node.ts";
-import { BUFFER_BYTES_MAX } from "../../io/buffers.ts";
-import type { Reactor } from "../../io/reactor.ts";
+import { type BlockStatus, STATUS_DATA, STATUS_ZERO } from "../../block/node.ts";
 import { EINVAL } from "../../runtime/errno.ts";
 import type { NbdConnection } from "./connection.ts";
 import { failureMessage } from "./errors.ts";
 import { BASE_ALLOCATION, type NbdMetaContext } from "./meta-context.ts";
 import { flagsType, setU64, writeChunkHeader } from "./replies.ts";
-import { payloadBytes, type RequestHeader } from "./request.ts";
+import { getU64, payloadBytes, type RequestHeader } from "./request.ts";
 
-/** Extents of one chunk; with its header it fits the largest buffer. */
-const EXTENTS_MAX = Math.floor((BUFFER_BYTES_MAX - NBD_EXTENDED_REPLY_BYTES - 8) / 16);
+/** Extents of one chunk; with its header it fits a buffer as pieces of data take it. */
+function extentsMax({ pieceBytes }: NbdConnection): number {
+  return Math.floor((pieceBytes - NBD_EXTENDED_REPLY_BYTES - 8) / 16);
+}
 /** Extents found in one go; then the other clients have their turn. */
 const EXTENTS_PER_TURN = 256;
 /** A payload that asks for some of the contexts: u64 length, then u32 ids. */
@@ -52,13 +52,12 @@ export async function replyBlockStatus(
   }
   if (bytes === 0) return fail(-EINVAL, "need non-zero length");
   if (contexts.length === 0) return fail(-EINVAL, "CMD_BLOCK_STATUS not negotiated");
-  const { reactor, backend } = connection;
-  const countMax = (header.flags & NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : EXTENTS_MAX;
+  const countMax = (header.flags & NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : extentsMax(connection);
   for (const [index, context] of contexts.entries()) {
     const extents: Extents = [];
     const flagsOf = context.id === BASE_ALLOCATION.id ? allocationFlags : depthFlags;
     const range = { offset: header.offset, bytes };
-    const error = await findExtents(reactor, backend.node, range, countMax, flagsOf, extents);
+    const error = await findExtents(connection, range, countMax, flagsOf, extents);
     if (error < 0) return fail(error, failureMessage(NBD_CMD_BLOCK_STATUS));
     await sendExtents(connection, header, context.id, extents, index === contexts.length - 1);
   }
@@ -75,18 +74,18 @@ function depthFlags(status: BlockStatus): number {
 
 /** Fills `extents`, equal neighbours merged. Returns 0 or -errno. */
 async function findExtents(
-  reactor: Reactor,
-  node: BlockNode,
+  connection: NbdConnection,
   range: { offset: number; bytes: number },
   countMax: number,
   flagsOf: (status: BlockStatus) => number,
   extents: Extents,
 ): Promise<number> {
+  const { reactor, backend } = connection;
   const status: BlockStatus = { flags: 0, bytes: 0, depth: 0 };
   const end = range.offset + range.bytes;
   let looks = 0;
-  for (let at = range.offset; at < end; ) {
-    const result = node.blockStatus(at, end - at, status);
+  for (let at = range.offset; at < end && !connection.closing; ) {
+    const result = backend.node.blockStatus(at, end - at, status);
     const error = typeof result === "number" ? result : await result;
     if (error < 0) return error;
     const flags = flagsOf(status);
@@ -159,7 +158,7 @@ function parseQuery(
 ): { contexts: NbdMetaContext[]; bytes: number } | null {
   const { view } = connection.reactor.memory;
   if (length < PAYLOAD_LENGTH_BYTES || (length - PAYLOAD_LENGTH_BYTES) % 4 !== 0) return null;
-  const bytes = view.getUint32(at) * 0x1_0000_0000 + view.getUint32(at + 4);
+  const bytes = getU64(view, at);
   if (offset + bytes > connection.backend.node.bytes) return null;
   const ids = new Set<number>();
   for (let i = PAYLOAD_LENGTH_BYTES; i < length; i += 4) ids.add(view.getUint32(at + i));

@@ -21,13 +21,14 @@ import {
   NBD_MAX_BUFFER_SIZE,
 } from "../../abi/nbd.ts";
 import type { BlockBackend } from "../../block/backend.ts";
-import type { Resolution } from "../../block/node.ts";
+import { OP_READ, type Resolution } from "../../block/node.ts";
 import { BUFFER_BYTES_MAX } from "../../io/buffers.ts";
 import type { Token } from "../../io/engine.ts";
 import type { Reactor } from "../../io/reactor.ts";
 import { NONE, type RequestOwner } from "../../io/requests.ts";
 import { EAGAIN, ECANCELED, EINTR } from "../../runtime/errno.ts";
 import { assert } from "../../util/error.ts";
+import { BufferShare } from "./buffer-share.ts";
 import type { NbdConnections } from "./connections.ts";
 import { failureMessage, nbdError } from "./errors.ts";
 import type { Session } from "./handshake.ts";
@@ -60,7 +61,9 @@ const COMMANDS_MAX = 128;
 /** From here on a write's payload goes from the socket to the file where it can. */
 const LONG_WRITE_BYTES_MIN = 64 * 1024;
 /** Data of one piece: a read or write beyond it goes in several. */
-export const PIECE_BYTES = 256 * 1024;
+const PIECE_BYTES = 256 * 1024;
+/** A connection's share of the buffers is never less. */
+const PIECE_BYTES_MIN = 64 * 1024;
 /** From here on a read is worth a look whether the host can send it without copying. */
 const CACHED_BYTES_MIN = 64 * 1024;
 /** Buffer of a command without data. */
@@ -100,11 +103,9 @@ export class NbdConnection implements RequestOwner {
   /** Reused for replies of slots. */
   #replyTo = { cookie0: 0, cookie1: 0, offset: 0 };
   #commands = 0;
-  #bytesHeld = 0;
+  #share: BufferShare;
   /** What waits for the end of an uninterrupted run; null without one. */
   #held: { at: number; bytes: number; bufferAt: number; last: boolean }[] | null = null;
-  /** Long commands that wait for their share of the buffers. */
-  #waiters: (() => void)[] = [];
   /** Payload being received: where to, how much is missing, and whose it is. */
   #payloadAt = NONE;
   #payloadRest = 0;
@@ -137,6 +138,7 @@ export class NbdConnection implements RequestOwner {
     this.#receiveToken = receiveToken;
     this.#receiver = new Receiver(this.reactor, fd, receiveToken, parts.receiveAt);
     this.#queue = new SendQueue(this.reactor, fd, sendToken, this);
+    this.#share = new BufferShare(this.reactor, connections);
     this.#long = new LongCommands(this);
     this.#headerBytes = requestBytes(session.mode);
     // For sendfile(), which knows no other way of not waiting.
@@ -161,7 +163,7 @@ export class NbdConnection implements RequestOwner {
     // Whatever waits for the peer ends now.
     this.reactor.linux.shutdown(this.#fd, SHUT_RDWR);
     this.#abandonPayload();
-    this.#wakeWaiters();
+    this.#share.close();
     this.#finishWhenIdle();
   }
 
@@ -225,39 +227,38 @@ export class NbdConnection implements RequestOwner {
 
   // What long commands use.
 
-  /** Data of one piece of a long command: PIECE_BYTES, less where many share the buffers. */
+  /**
+   * Data of one piece of a long command: PIECE_BYTES, less where many share the buffers. Whole
+   * pages, for nodes that need alignment.
+   */
   get pieceBytes(): number {
-    return Math.min(PIECE_BYTES, this.#connections.bytesMaxEach);
+    const bytes = Math.min(PIECE_BYTES, this.#connections.bytesMaxEach);
+    return bytes - (bytes % PIECE_BYTES_MIN);
   }
 
-  /**
-   * A buffer of this connection, up to BUFFER_BYTES_MAX; waits for its share, except while others
-   * wait for what it is for.
-   */
-  async allocate(bytes: number): Promise<number> {
-    while (
-      !this.#closing &&
-      this.#held === null &&
-      this.#bytesHeld >= this.#connections.bytesMaxEach
-    ) {
-      await new Promise<void>((resolve) => this.#waiters.push(resolve));
-    }
-    const at = await this.reactor.allocate(bytes);
-    this.#bytesHeld += this.reactor.buffers.bytesOf(at);
-    return at;
+  /** A buffer of this connection, up to BUFFER_BYTES_MAX; waits for its share. */
+  allocate(bytes: number): Promise<number> {
+    return this.#share.allocate(bytes);
+  }
+
+  /** The same for an uninterrupted run of data. */
+  allocateForRun(bytes: number): Promise<number> {
+    return this.#share.allocateForRun(bytes);
   }
 
   release(at: number): void {
-    this.#bytesHeld -= this.reactor.buffers.bytesOf(at);
-    this.reactor.buffers.free(at);
-    this.#wakeWaiters();
+    this.#share.free(at);
     this.#resumeParsing();
   }
 
   /** Queues memory [at, at + bytes) of buffer `bufferAt`; `last` ends the command. */
   send(at: number, bytes: number, bufferAt: number, last: boolean): void {
-    if (this.#held === null) this.sendNow(at, bytes, bufferAt, last);
-    else this.#held.push({ at, bytes, bufferAt, last });
+    if (this.#held === null) {
+      this.sendNow(at, bytes, bufferAt, last);
+      return;
+    }
+    this.#held.push({ at, bytes, bufferAt, last });
+    this.#share.park(bufferAt);
   }
 
   /** From here on send() waits, and only sendNow() sends: a run of data without interruption. */
@@ -268,6 +269,7 @@ export class NbdConnection implements RequestOwner {
   endHold(): void {
     const held = this.#held ?? [];
     this.#held = null;
+    this.#share.unparkAll();
     for (const { at, bytes, bufferAt, last } of held) this.sendNow(at, bytes, bufferAt, last);
   }
 
@@ -396,7 +398,7 @@ export class NbdConnection implements RequestOwner {
       this.close();
       return;
     }
-    if (this.#commands >= COMMANDS_MAX || this.#bytesHeld >= this.#connections.bytesMaxEach) {
+    if (this.#commands >= COMMANDS_MAX || this.#share.full) {
       this.#stalled = true;
       return;
     }
@@ -416,13 +418,12 @@ export class NbdConnection implements RequestOwner {
     }
     const data = header.type === NBD_CMD_READ || header.type === NBD_CMD_WRITE;
     const wanted = fast && data && !cached ? header.bytes : REPLY_BYTES;
-    const at = this.reactor.buffers.allocate(wanted);
+    const at = this.#share.tryAllocate(wanted);
     if (at === NONE) {
       this.#stalled = true;
       this.reactor.buffers.onAvailable(wanted, () => this.#resumeParsing());
       return;
     }
-    this.#bytesHeld += this.reactor.buffers.bytesOf(at);
     this.#commands++;
     receiver.start += this.#headerBytes;
     if (header.type === NBD_CMD_DISC) this.#disconnect(at);
@@ -444,11 +445,19 @@ export class NbdConnection implements RequestOwner {
   #sendCached(at: number, header: RequestHeader): void {
     const { view } = this.reactor.memory;
     const { offset, bytes } = header;
+    const file = this.#queue.openFile(this.#cached.fd);
+    if (file < 0) {
+      // No descriptor to be had: as an ordinary read.
+      this.release(at);
+      this.#long.start({ ...header });
+      return;
+    }
+    this.backend.statistics.count(OP_READ, bytes, 0);
     const length = this.structured
       ? writeDataHeader(view, at, this.extended, header, true, offset, bytes)
       : writeSimpleReply(view, at, header, 0);
     this.send(at, length, at, false);
-    this.#queue.pushFile(this.#cached.fd, this.#cached.offset, bytes, true);
+    this.#queue.pushFile(file, this.#cached.offset, bytes, true);
   }
 
   #isFast(header: RequestHeader): boolean {
@@ -456,8 +465,10 @@ export class NbdConnection implements RequestOwner {
     if (type === NBD_CMD_READ) {
       if (bytes === 0 || (header.flags & NBD_CMD_FLAG_FUA) !== 0) return false;
       // A simple reply can't be taken back once it has begun: read all of it first, if possible.
-      if (!this.structured) return bytes <= BUFFER_BYTES_MAX;
-      return bytes <= PIECE_BYTES && this.backend.node.isKnownData(header.offset, bytes);
+      if (!this.structured) {
+        return bytes <= Math.min(BUFFER_BYTES_MAX, this.#connections.bytesMaxEach);
+      }
+      return bytes <= this.pieceBytes && this.backend.node.isKnownData(header.offset, bytes);
     }
     if (type === NBD_CMD_WRITE) return bytes > 0 && bytes < LONG_WRITE_BYTES_MIN;
     return type !== NBD_CMD_BLOCK_STATUS;
@@ -526,20 +537,15 @@ export class NbdConnection implements RequestOwner {
     if (this.#payloadSlot !== NONE) {
       const slot = this.#payloadSlot;
       this.#payloadSlot = NONE;
+      // Before the slot is free: whoever waits for one fills it in at once.
+      const at = this.#connections.bufferAt[slot]!;
       this.reactor.requests.free(slot);
-      this.abandon(this.#connections.bufferAt[slot]!);
+      this.abandon(at);
     } else {
       const done = this.#payloadDone!;
       this.#payloadDone = null;
       done(false);
     }
-  }
-
-  /** Each looks for itself whether there is room. */
-  #wakeWaiters(): void {
-    if (this.#waiters.length === 0) return;
-    this.reactor.asyncResumed();
-    for (const resolve of this.#waiters.splice(0)) resolve();
   }
 
   /** Something is free again that parsing may have waited for. */
@@ -564,7 +570,7 @@ export class NbdConnection implements RequestOwner {
     this.#clearing = false;
     if (this.#commands > 0) return;
     this.#closed = true;
-    assert(this.#bytesHeld === 0, "an ended connection holds no buffer");
+    assert(this.#share.empty, "an ended connection holds no buffer");
     this.#receiver.close();
     this.#long.closePipe();
     this.reactor.linux.close(this.#fd);

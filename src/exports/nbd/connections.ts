@@ -6,7 +6,7 @@ import { makeToken, type Token } from "../../io/engine.ts";
 import type { Reactor } from "../../io/reactor.ts";
 import type { NbdConnection } from "./connection.ts";
 
-/** Buffers of one connection: enough for deep queues, too little to starve the others. */
+/** Buffers of one connection: enough for deep queues. */
 const CONNECTION_BYTES_MAX = 16 * 1024 * 1024;
 /** What each connection may always have: one request of the usual size. */
 const CONNECTION_BYTES_MIN = 64 * 1024;
@@ -20,6 +20,8 @@ export class NbdConnections {
   readonly cookie1: Uint32Array;
   readonly bufferAt: Float64Array;
   readonly type: Uint8Array;
+  /** Buffers of all connections, with their headroom; each adds and subtracts its own. */
+  bytesHeld = 0;
   #receiveKind: number;
   #sendKind: number;
   #connections: (NbdConnection | null)[] = [];
@@ -47,10 +49,14 @@ export class NbdConnections {
     return this.#connections.length - this.#free.length;
   }
 
-  /** What one connection may hold in buffers now: all of them together leave half of the pool. */
+  /**
+   * What one connection may hold in buffers now: as much as all of them leave of half of the pool.
+   * So those whose peers don't read can't take everything, however many they are; and the other
+   * half is for what requests need on their way, who would wait for each other otherwise.
+   */
   get bytesMaxEach(): number {
-    const share = this.reactor.buffers.bytesMax / 2 / Math.max(1, this.count);
-    return Math.min(CONNECTION_BYTES_MAX, Math.max(CONNECTION_BYTES_MIN, share));
+    const left = this.reactor.buffers.bytesMax / 2 - this.bytesHeld;
+    return Math.min(CONNECTION_BYTES_MAX, Math.max(CONNECTION_BYTES_MIN, left));
   }
 
   add(): { index: number; receiveToken: Token; sendToken: Token } {

@@ -12,7 +12,6 @@ import {
   AF_VSOCK,
   IPPROTO_IPV6,
   IPV6_V6ONLY,
-  SO_PEERCRED,
   SO_REUSEADDR,
   SO_TYPE,
   SOCK_NONBLOCK,
@@ -20,7 +19,7 @@ import {
   SOL_SOCKET,
 } from "../../abi/linux-socket.ts";
 import type { ListenAddress } from "../../iothread/messages.ts";
-import { EADDRINUSE, ENOENT, strerror } from "../../runtime/errno.ts";
+import { EADDRINUSE, EAGAIN, ENOENT, strerror } from "../../runtime/errno.ts";
 import type { Linux } from "../../runtime/linux.ts";
 import { UNIX_PATH_BYTES_MAX } from "../../runtime/sockaddr.ts";
 import { OutportError } from "../../util/error.ts";
@@ -99,22 +98,21 @@ function removeStaleSocket(linux: Linux, path: string): void {
   if (typeof found === "number") throw failure(`Failed to unlink socket ${path}`, found);
   // QSD differs: it removes what is there, be it a disk image. Here bind() refuses instead.
   if ((found.mode & S_IFMT) !== S_IFSOCK) return;
-  // QSD differs: it would take the path from its own listening socket.
-  if (isOwnListener(linux, path)) {
+  // QSD differs: it takes the path from whoever listens there, itself included.
+  if (isListening(linux, path)) {
     throw failure(`Failed to bind socket to ${path}`, -EADDRINUSE);
   }
   const result = linux.unlink(path);
   if (result < 0 && result !== -ENOENT) throw failure(`Failed to unlink socket ${path}`, result);
 }
 
-/** Asks whoever listens there for its process. */
-function isOwnListener(linux: Linux, path: string): boolean {
+/** Somebody accepts connections there, or would with a shorter backlog. */
+function isListening(linux: Linux, path: string): boolean {
   const fd = linux.socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK);
   if (fd < 0) return false;
-  const connected = linux.connect(fd, { type: "unix", path }) === 0;
-  const own = connected && linux.getsockopt(fd, SOL_SOCKET, SO_PEERCRED) === linux.getpid();
+  const result = linux.connect(fd, { type: "unix", path });
   linux.close(fd);
-  return own;
+  return result === 0 || result === -EAGAIN;
 }
 
 function listenInet(linux: Linux, address: ListenAddress & { type: "inet" }): Listener {

@@ -178,7 +178,7 @@ export class LongCommands {
     let held = false;
     for (let done = 0; done < header.bytes; ) {
       const bytes = Math.min(header.bytes - done, connection.pieceBytes);
-      const at = await connection.allocate(bytes);
+      const at = held ? await connection.allocateForRun(bytes) : await connection.allocate(bytes);
       const address = memory.address + at;
       const result = await backend.request(OP_READ, header.offset + done, bytes, address, 0);
       if (result < 0) {
@@ -237,7 +237,7 @@ export class LongCommands {
       pieces.push(this.#writePiece(header.offset + done, bytes, memory.address + at, at));
       done += bytes;
     }
-    this.endReceiving();
+    if (header.bytes > 0) this.endReceiving();
     for (const piece of pieces) error = (await piece) || error;
     const fua = (header.flags & NBD_CMD_FLAG_FUA) !== 0 || connection.backend.writethrough;
     if (error === 0 && fua) error = await connection.backend.request(OP_FLUSH, 0, 0, 0, 0);
@@ -248,7 +248,7 @@ export class LongCommands {
   /** The payload may go through the pipe: all of it is still in the socket, and whole pages. */
   #mayPipe({ offset, bytes }: RequestHeader): boolean {
     const connection = this.#connection;
-    if (connection.closing || connection.availableBytes > 0) return false;
+    if (connection.closing || connection.availableBytes > 0 || bytes === 0) return false;
     if (offset % PAGE_BYTES !== 0 || bytes % PAGE_BYTES !== 0) return false;
     this.#pipe ??= PayloadPipe.open(connection.reactor);
     return this.#pipe !== null;

@@ -126,7 +126,7 @@ export class Receiver {
   }
 
   #makeRoom(): void {
-    if (this.#filled && this.#capacity < LARGE_BYTES) this.#resize(LARGE_BYTES);
+    if (this.#filled && this.#capacity < LARGE_BYTES && this.#mayGrow()) this.#resize(LARGE_BYTES);
     else if (this.#shrinkNext) this.#resize(SMALL_BYTES);
     const count = this.available;
     if (this.start > this.#at) {
@@ -135,6 +135,12 @@ export class Receiver {
       this.end = this.#at + count;
     }
     assert(this.end < this.#at + this.#capacity, "a request header fits the buffer");
+  }
+
+  /** Convenience ends where requests may come to need the pool. */
+  #mayGrow(): boolean {
+    const { bytesInUse, bytesMax } = this.#reactor.buffers;
+    return bytesInUse < bytesMax / 4;
   }
 
   /** Stays with the old buffer when there is no other, or what is at hand would not fit. */

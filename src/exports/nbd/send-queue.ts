@@ -23,6 +23,8 @@ const PIECES_PER_SEND = 250;
 const CONTROL_BYTES = 4096;
 const IOV_AT = MSGHDR_SIZE + 8;
 const CAPACITY_START = 64;
+/** Of files, in one go: then the other clients have their turn. */
+const FILE_BYTES_PER_TURN = 4 * 1024 * 1024;
 
 /** Hears when a piece has left. */
 export interface SendQueueOwner {
@@ -43,6 +45,8 @@ export class SendQueue {
   #lasts = new Float64Array(CAPACITY_START);
   /** The piece's file, NONE for memory; its position is an offset in the file then. */
   #files = new Float64Array(CAPACITY_START);
+  /** The file that most pieces are of: one descriptor for all that are queued. */
+  readonly #shared = { of: NONE, fd: NONE, pieces: 0 };
   #head = 0;
   #count = 0;
   /** Bytes of the head piece that have left. */
@@ -73,12 +77,37 @@ export class SendQueue {
   }
 
   /**
-   * Queues bytes [offset, offset + bytes) of `file`; the caller may close its descriptor. Where the
-   * file has ended, zeroes are sent.
+   * A descriptor for one pushFile() of what `file` names now; the caller may close its own. Its
+   * number must not come to mean another file while pieces of it are queued. Returns -errno when
+   * there is none.
+   */
+  openFile(file: number): number {
+    const shared = this.#shared;
+    if (shared.pieces > 0 && shared.of === file) {
+      shared.pieces++;
+      return shared.fd;
+    }
+    const fd = this.#reactor.linux.fcntl(file, F_DUPFD_CLOEXEC, 0);
+    if (fd < 0 || shared.pieces > 0) return fd;
+    shared.of = file;
+    shared.fd = fd;
+    shared.pieces = 1;
+    return fd;
+  }
+
+  /**
+   * Queues bytes [offset, offset + bytes) of `file`, from openFile(). Where the file has ended,
+   * zeroes are sent.
    */
   pushFile(file: number, offset: number, bytes: number, last: boolean): void {
-    const own = this.#reactor.linux.fcntl(file, F_DUPFD_CLOEXEC, 0);
-    this.#push(offset, bytes, NONE, last, own);
+    this.#push(offset, bytes, NONE, last, file);
+  }
+
+  #closeFile(file: number): void {
+    const shared = this.#shared;
+    if (file === shared.fd && --shared.pieces > 0) return;
+    if (file === shared.fd) shared.fd = NONE;
+    this.#reactor.linux.close(file);
   }
 
   #push(at: number, bytes: number, bufferAt: number, last: boolean, file: number): void {
@@ -93,9 +122,17 @@ export class SendQueue {
 
   /** Sends what is queued, unless a send is under way. False: the peer is gone. */
   flush(): boolean {
+    let fileBytes = 0;
     while (!this.#sending && this.#count > 0) {
-      if (this.#files[this.#head] === NONE) this.#sendMemory();
-      else if (!this.#sendFile()) return false;
+      if (this.#files[this.#head] === NONE) {
+        this.#sendMemory();
+      } else if (fileBytes >= FILE_BYTES_PER_TURN) {
+        this.#awaitRoom();
+      } else {
+        const sent = this.#sendFile();
+        if (sent < 0) return false;
+        fileBytes += sent;
+      }
     }
     return true;
   }
@@ -149,10 +186,11 @@ export class SendQueue {
   }
 
   /**
-   * As much as the socket takes now of the file at the head. False: the reply can't be completed.
+   * As much as the socket takes now of the file at the head. Returns the bytes; -errno when the
+   * reply can't be completed.
    */
-  #sendFile(): boolean {
-    const { engine, linux } = this.#reactor;
+  #sendFile(): number {
+    const { linux } = this.#reactor;
     const file = this.#files[this.#head]!;
     const offset = this.#positions[this.#head]! + this.#headSent;
     const bytes = this.#bytes[this.#head]! - this.#headSent;
@@ -160,17 +198,23 @@ export class SendQueue {
     if (result > 0) {
       this.#advance(result);
     } else if (result === -EAGAIN) {
-      this.#sending = true;
-      this.#polling = true;
-      engine.poll(this.#fd, POLLOUT, this.#token);
+      this.#awaitRoom();
     } else if (result === 0) {
       // The file became shorter since its size was looked at: the rest reads as zeroes.
-      linux.close(file);
-      this.#files[this.#head] = linux.open("/dev/zero", O_RDONLY);
+      const zeroes = linux.open("/dev/zero", O_RDONLY);
+      if (zeroes < 0) return zeroes;
+      this.#closeFile(file);
+      this.#files[this.#head] = zeroes;
     } else if (result !== -EINTR) {
-      return false;
+      return result;
     }
-    return true;
+    return Math.max(result, 0);
+  }
+
+  #awaitRoom(): void {
+    this.#sending = true;
+    this.#polling = true;
+    this.#reactor.engine.poll(this.#fd, POLLOUT, this.#token);
   }
 
   /** Gives all buffers back, sent or not. Nothing is being sent. */
@@ -186,7 +230,7 @@ export class SendQueue {
     const bufferAt = this.#buffers[this.#head]!;
     const last = this.#lasts[this.#head]! === 1;
     const file = this.#files[this.#head]!;
-    if (file !== NONE) this.#reactor.linux.close(file);
+    if (file !== NONE) this.#closeFile(file);
     this.#head = (this.#head + 1) & (this.#positions.length - 1);
     this.#count--;
     this.#owner.onPieceSent(bufferAt, last);
