@@ -7,7 +7,7 @@
 import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { resolve } from "node:path";
-import type { Measure } from "./loops.ts";
+import type { LoopName, Measure } from "./loops.ts";
 import { measureStartup } from "./startup.ts";
 
 const ROOT = resolve(import.meta.dirname, "../..");
@@ -17,29 +17,35 @@ const LOOPS = `${ROOT}/test/bench/loops.ts`;
 const V8_FLAGS = "--v8-flags=--min-semi-space-size=64,--max-semi-space-size=64";
 const EXECUTABLE = `${ROOT}/dist/outport`;
 
-function measureLoops(command: string, args: readonly string[]): Measure[] {
-  const { status, stdout } = spawnSync(command, [...args, LOOPS], {
+const NAMES: readonly LoopName[] = [
+  "ring",
+  "nbd-simple",
+  "nbd-structured",
+  "nbd-extended",
+  "nbd-mixed",
+  "resolve",
+];
+
+function measureLoop(command: string, args: readonly string[], name: LoopName): Measure {
+  const { status, stdout } = spawnSync(command, [...args, LOOPS, name], {
     encoding: "utf8",
     stdio: ["ignore", "pipe", "inherit"],
   });
   if (status !== 0) throw new Error(`${command} exited with ${status}`);
-  return JSON.parse(stdout) as Measure[];
+  return JSON.parse(stdout) as Measure;
 }
 
 function showLoops(): void {
-  const onBun = measureLoops(`${BIN}/bun`, []);
-  const onDeno = measureLoops(`${BIN}/deno`, ["run", "-A", "--no-check", V8_FLAGS]);
-  console.log(
-    "Per request                                       Bun ns   Deno ns   bytes allocated",
-  );
-  for (const [index, { name, ns }] of onBun.entries()) {
-    const deno = onDeno[index];
+  console.log(`${"Per request".padEnd(66)}  Bun ns   Deno ns   bytes allocated`);
+  for (const name of NAMES) {
+    const onBun = measureLoop(`${BIN}/bun`, [], name);
+    const onDeno = measureLoop(`${BIN}/deno`, ["run", "-A", "--no-check", V8_FLAGS], name);
     const numbers = [
-      ns.toFixed(1).padStart(8),
-      deno?.ns.toFixed(1).padStart(10),
-      (deno?.bytes ?? Number.NaN).toFixed(2).padStart(18),
+      onBun.ns.toFixed(1).padStart(8),
+      onDeno.ns.toFixed(1).padStart(10),
+      (onDeno.bytes ?? Number.NaN).toFixed(2).padStart(18),
     ];
-    console.log(`${name.padEnd(48)}${numbers.join("")}`);
+    console.log(`${onBun.name.padEnd(66)}${numbers.join("")}`);
   }
 }
 

@@ -17,7 +17,8 @@ interface Listening extends AsyncDisposable {
 
 /** Serves a pattern image at an address, given in the words of --nbd-server. */
 async function listen(address: string, options: SpawnDaemon = {}): Promise<Listening> {
-  const directory = await temporaryDirectory();
+  await using made = new AsyncDisposableStack();
+  const directory = made.use(await temporaryDirectory());
   const image = directory.file("disk.raw");
   const content = await patternImage(image, MiB);
   const args = [
@@ -25,16 +26,11 @@ async function listen(address: string, options: SpawnDaemon = {}): Promise<Liste
     ...["--nbd-server", address],
     ...["--export", "type=nbd,id=e0,node-name=disk"],
   ];
-  const running = await startDaemon(directory.path, args, options).catch(async (error) => {
-    await directory[Symbol.asyncDispose]();
-    throw error;
-  });
+  made.use(await startDaemon(directory.path, args, options));
+  const all = made.move();
   return {
     content,
-    [Symbol.asyncDispose]: async () => {
-      await running[Symbol.asyncDispose]();
-      await directory[Symbol.asyncDispose]();
-    },
+    [Symbol.asyncDispose]: () => all.disposeAsync(),
   };
 }
 

@@ -137,6 +137,32 @@ describe("--pidfile", () => {
   });
 });
 
+describe("a monitor over TCP", () => {
+  test("takes commands from one client after the other", async () => {
+    await using directory = await temporaryDirectory();
+    const pidfile = directory.file("pid");
+    const port = 20_000 + (process.pid % 20_000);
+    const socket = `socket,id=m,host=127.0.0.1,port=${port},server=on,wait=off`;
+    const daemon = spawnDaemon([
+      ...NULL,
+      "--chardev",
+      socket,
+      "--monitor",
+      "m",
+      "--pidfile",
+      pidfile,
+    ]);
+    await daemon.ready(pidfile);
+    for (let n = 0; n < 3; n++) {
+      const qmp = await Qmp.connect({ host: "127.0.0.1", port });
+      const nodes = await qmp.execute<{ "node-name": string }[]>("query-named-block-nodes");
+      expect(nodes.map((each) => each["node-name"])).toEqual(["n0"]);
+      qmp.close();
+    }
+    expect(await daemon.stop()).toBe(0);
+  });
+});
+
 describe("a monitor on stdio", () => {
   test("speaks QMP, and the daemon ends on quit with all of its output", async () => {
     const options = { stdin: "pipe", rawStdout: true } as const;

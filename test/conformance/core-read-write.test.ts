@@ -120,7 +120,8 @@ describe("libnbd", () => {
 h.connect_uri("${disk.uri}")
 data = os.urandom(32 * 1024 * 1024)
 h.pwrite(data, 12345)
-show(h.pread(len(data), 12345) == data and open("${disk.image}", "rb").read()[12345:12345 + len(data)] == data)`);
+stored = open("${disk.image}", "rb").read()[12345:12345 + len(data)]
+show(h.pread(len(data), 12345) == data and stored == data)`);
     expect(same).toBe(true);
   });
 

@@ -36,31 +36,32 @@ interface Counted extends AsyncDisposable, RunningDaemon {
 }
 
 async function serveCounted(node = "", nbd = ""): Promise<Counted> {
-  const directory = await temporaryDirectory();
+  await using made = new AsyncDisposableStack();
+  const directory = made.use(await temporaryDirectory());
   const backing = directory.file("backing.raw");
   await patternImage(backing, 4 * MiB);
-  const loop = await loopDevice(backing);
+  const loop = made.use(await loopDevice(backing));
   const socket = directory.file("nbd.sock");
   const blockdev = `driver=host_device,node-name=disk,filename=${loop.device},discard=unmap`;
-  const running = await startDaemon(directory.path, [
-    ...["--blockdev", `${blockdev}${node}`],
-    ...["--nbd-server", `addr.type=unix,addr.path=${socket}`],
-    ...["--export", `type=nbd,id=e0,node-name=disk,writable=on${nbd}`],
-  ]);
+  const running = made.use(
+    await startDaemon(directory.path, [
+      ...["--blockdev", `${blockdev}${node}`],
+      ...["--nbd-server", `addr.type=unix,addr.path=${socket}`],
+      ...["--export", `type=nbd,id=e0,node-name=disk,writable=on${nbd}`],
+    ]),
+  );
+  const client = await NbdClient.open({ path: socket }, { exportName: "disk" });
+  const all = made.move();
   return {
     ...running,
     backing,
-    client: await NbdClient.open({ path: socket }, { exportName: "disk" }),
+    client,
     flushesOf: async (action) => {
       const before = flushCount(loop.device);
       await action();
       return flushCount(loop.device) - before;
     },
-    [Symbol.asyncDispose]: async () => {
-      await running[Symbol.asyncDispose]();
-      await loop[Symbol.asyncDispose]();
-      await directory[Symbol.asyncDispose]();
-    },
+    [Symbol.asyncDispose]: () => all.disposeAsync(),
   };
 }
 

@@ -16,7 +16,13 @@ interface FioResult {
 }
 
 async function fio(uri: string, ...options: string[]): Promise<FioResult> {
-  const job = ["--name=test", "--ioengine=nbd", `--uri=${uri}`, "--output-format=json"];
+  const job = [
+    "--name=test",
+    "--ioengine=nbd",
+    `--uri=${uri}`,
+    "--output-format=json",
+    "--verify_state_save=0",
+  ];
   const all = [...job, "--verify_fatal=1", ...options];
   const printed = await run("fio", all, { timeoutMs: 50_000 });
   return JSON.parse(printed.slice(printed.indexOf("{"))) as FioResult;

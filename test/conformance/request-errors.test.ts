@@ -127,7 +127,8 @@ h.zero(5000, 70001)
 h.flush()
 image = open("${disk.image}", "rb").read()
 good = True
-for offset, length in ((0, 1), (1, 511), (511, 2), (4095, 8194), (70000, 5002), (${disk.bytes - 1}, 1)):
+ranges = ((0, 1), (1, 511), (511, 2), (4095, 8194), (70000, 5002), (${disk.bytes - 1}, 1))
+for offset, length in ranges:
     good = good and h.pread(length, offset) == image[offset:offset + length]
 show(good)`);
     expect(same).toBe(true);

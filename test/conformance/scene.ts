@@ -50,7 +50,8 @@ function withMore(options: string, more: string | undefined): string {
 /** Exports a raw image as "disk" (export e0, node disk over node disk-file). */
 export async function serve(options: ServeOptions = {}): Promise<Scene> {
   const bytes = options.bytes ?? 4 * MiB;
-  const directory = await temporaryDirectory();
+  await using made = new AsyncDisposableStack();
+  const directory = made.use(await temporaryDirectory());
   const image = options.image ?? directory.file("disk.raw");
   const socket = directory.file("nbd.sock");
   let content: Buffer = Buffer.alloc(0);
@@ -70,10 +71,8 @@ export async function serve(options: ServeOptions = {}): Promise<Scene> {
     withMore("type=nbd,id=e0,node-name=disk,name=disk", options.export ?? "writable=on"),
     ...(options.after ?? []),
   ];
-  const running = await startDaemon(directory.path, args, options).catch(async (error) => {
-    await directory[Symbol.asyncDispose]();
-    throw error;
-  });
+  const running = made.use(await startDaemon(directory.path, args, options));
+  const all = made.move();
   return {
     ...running,
     directory: directory.path,
@@ -84,13 +83,7 @@ export async function serve(options: ServeOptions = {}): Promise<Scene> {
     uri: unixUri(socket, "disk"),
     uriOf: (exportName) => unixUri(socket, exportName),
     open: (exportName = "disk") => NbdClient.open({ path: socket }, { exportName, mode: "simple" }),
-    [Symbol.asyncDispose]: async () => {
-      try {
-        await running[Symbol.asyncDispose]();
-      } finally {
-        await directory[Symbol.asyncDispose]();
-      }
-    },
+    [Symbol.asyncDispose]: () => all.disposeAsync(),
   };
 }
 

@@ -183,7 +183,10 @@ export async function startDaemon(
     options,
   );
   await daemon.ready(pidfile);
-  const qmp = await Qmp.connect(monitor);
+  const qmp = await Qmp.connect(monitor).catch((error: Error) => {
+    daemon.kill();
+    throw error;
+  });
   return {
     daemon,
     qmp,

@@ -1,6 +1,6 @@
 /** A QMP client for tests, over any stream. Spec: QEMU docs/interop/qmp-spec.rst. */
 
-import { connect } from "node:net";
+import { connect, type NetConnectOpts } from "node:net";
 import type { Readable, Writable } from "node:stream";
 
 export interface QmpEvent {
@@ -44,17 +44,17 @@ export class Qmp {
     input.on("error", () => this.#onEnd());
   }
 
-  /** Connects to a monitor on a unix socket, and negotiates. */
-  static async connect(path: string): Promise<Qmp> {
-    const qmp = await Qmp.connectRaw(path);
+  /** Connects to a monitor, a path meaning a unix socket, and negotiates. */
+  static async connect(to: string | NetConnectOpts): Promise<Qmp> {
+    const qmp = await Qmp.connectRaw(to);
     await qmp.negotiate();
     return qmp;
   }
 
   /** Connects without reading the greeting. */
-  static connectRaw(path: string): Promise<Qmp> {
+  static connectRaw(to: string | NetConnectOpts): Promise<Qmp> {
     return new Promise((resolve, reject) => {
-      const socket = connect({ path });
+      const socket = connect(typeof to === "string" ? { path: to } : to);
       socket.once("error", reject);
       socket.once("connect", () => {
         socket.off("error", reject);
