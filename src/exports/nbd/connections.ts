@@ -4,6 +4,7 @@
  */
 import { makeToken, type Token } from "../../io/engine.ts";
 import type { Reactor } from "../../io/reactor.ts";
+import { assert } from "../../util/error.ts";
 import type { NbdConnection } from "./connection.ts";
 
 /** Buffers of one connection: enough for deep queues. */
@@ -15,10 +16,13 @@ const SILENCE_NS = 5_000_000_000;
 
 export class NbdConnections {
   readonly reactor: Reactor;
-  /** By request slot: the cookie's words, the buffer of the command, its NBD_CMD_*. */
-  readonly cookie0: Uint32Array;
-  readonly cookie1: Uint32Array;
-  readonly bufferAt: Float64Array;
+  /**
+   * By request slot: the cookie's words, the buffer of the command, its NBD_CMD_*. Integers, not
+   * doubles: a position that is a double makes each DataView access a call.
+   */
+  readonly cookie0: Int32Array;
+  readonly cookie1: Int32Array;
+  readonly bufferAt: Int32Array;
   readonly type: Uint8Array;
   /** Buffers of all connections, with their headroom; each adds and subtracts its own. */
   bytesHeld = 0;
@@ -32,10 +36,11 @@ export class NbdConnections {
 
   constructor(reactor: Reactor) {
     this.reactor = reactor;
+    assert(reactor.memory.bytes <= 2 ** 31, "positions are i32");
     const { capacity } = reactor.requests;
-    this.cookie0 = new Uint32Array(capacity);
-    this.cookie1 = new Uint32Array(capacity);
-    this.bufferAt = new Float64Array(capacity);
+    this.cookie0 = new Int32Array(capacity);
+    this.cookie1 = new Int32Array(capacity);
+    this.bufferAt = new Int32Array(capacity);
     this.type = new Uint8Array(capacity);
     this.#receiveKind = reactor.register((index, result) => {
       this.#connections[index]!.onReceived(result);

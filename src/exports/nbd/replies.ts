@@ -36,8 +36,8 @@ export interface ReplyTo {
 export function writeSimpleReply(view: DataView, at: number, to: ReplyTo, error: number): number {
   view.setUint32(at, NBD_SIMPLE_REPLY_MAGIC);
   view.setUint32(at + 4, error);
-  view.setUint32(at + 8, to.cookie0, true);
-  view.setUint32(at + 12, to.cookie1, true);
+  view.setInt32(at + 8, to.cookie0, true);
+  view.setInt32(at + 12, to.cookie1, true);
   return NBD_SIMPLE_REPLY_BYTES;
 }
 
@@ -52,8 +52,8 @@ export function writeChunkHeader(
 ): number {
   view.setUint32(at, extended ? NBD_EXTENDED_REPLY_MAGIC : NBD_STRUCTURED_REPLY_MAGIC);
   view.setUint32(at + 4, flagsType);
-  view.setUint32(at + 8, to.cookie0, true);
-  view.setUint32(at + 12, to.cookie1, true);
+  view.setInt32(at + 8, to.cookie0, true);
+  view.setInt32(at + 12, to.cookie1, true);
   if (!extended) {
     view.setUint32(at + 16, bytes);
     return NBD_STRUCTURED_REPLY_BYTES;

@@ -43,7 +43,7 @@ import type { NbdMode } from "./export-table.ts";
 export interface RequestHeader {
   flags: number;
   type: number;
-  /** The cookie's two words in memory order, to be written back as they are. */
+  /** The cookie's two words in memory order, i32, to be written back as they are. */
   cookie0: number;
   cookie1: number;
   /** Exact up to 2^53; what is larger is far outside of any export anyway. */
@@ -66,8 +66,8 @@ export function decodeRequest(
   if (view.getUint32(at) !== magic) return false;
   out.flags = view.getUint16(at + 4);
   out.type = view.getUint16(at + 6);
-  out.cookie0 = view.getUint32(at + 8, true);
-  out.cookie1 = view.getUint32(at + 12, true);
+  out.cookie0 = view.getInt32(at + 8, true);
+  out.cookie1 = view.getInt32(at + 12, true);
   out.offset = getU64(view, at + 16);
   out.bytes = extended ? getU64(view, at + 24) : view.getUint32(at + 24);
   return true;
