@@ -438,7 +438,10 @@ export class NbdConnection implements RequestOwner {
     if (type !== NBD_CMD_READ || bytes < CACHED_BYTES_MIN) return false;
     if ((flags & NBD_CMD_FLAG_FUA) !== 0 || this.#held !== null) return false;
     if (this.structured && !this.backend.node.isKnownData(offset, bytes)) return false;
-    return this.backend.findCached(offset, bytes, this.#cached);
+    const where = this.#cached;
+    if (!this.backend.findCached(offset, bytes, where)) return false;
+    // Nothing is sent: is the call there, and does it take this file and this socket?
+    return this.reactor.linux.sendfile(this.#fd, where.fd, where.offset, 0) === 0;
   }
 
   /** Its data goes from the page cache to the socket. */

@@ -1,0 +1,197 @@
+import { afterAll, afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { O_RDWR } from "../../../src/abi/linux.ts";
+import { BlockBackend } from "../../../src/block/backend.ts";
+import {
+  OP_CACHE,
+  OP_DISCARD,
+  OP_FLUSH,
+  OP_READ,
+  OP_WRITE,
+  OP_WRITE_ZEROES,
+  REQ_FUA,
+} from "../../../src/block/node.ts";
+import type { Reactor } from "../../../src/io/reactor.ts";
+import { EIO, EOPNOTSUPP, EPERM, ESHUTDOWN } from "../../../src/runtime/errno.ts";
+import { Payload } from "../../support/block.ts";
+import { FakeNode } from "../../support/fake-node.ts";
+import { pattern } from "../../support/images.ts";
+import { ENGINES, makeReactor, runOn } from "../../support/reactor.ts";
+
+const BYTES = 64 * 1024;
+const folder = mkdtempSync(join(tmpdir(), "outport-backend-"));
+afterAll(() => rmSync(folder, { recursive: true }));
+
+for (const engine of ENGINES) {
+  describe(`BlockBackend on ${engine}`, () => {
+    let reactor: Reactor;
+    let node: FakeNode;
+    let backend: BlockBackend;
+    let payload: Payload;
+
+    beforeEach(() => {
+      reactor = makeReactor(engine);
+      node = new FakeNode(reactor, BYTES);
+      backend = new BlockBackend(reactor, node, { writable: true, writethrough: false });
+      payload = new Payload(reactor, BYTES);
+    });
+
+    afterEach(() => {
+      expect([reactor.requests.inUse, backend.inFlight, reactor.engine.inFlight]).toEqual([
+        0, 0, 0,
+      ]);
+      if (node.fd >= 0) reactor.linux.close(node.fd);
+      reactor.engine.close();
+      reactor.memory.unmap();
+    });
+
+    const ask = (
+      op: Parameters<typeof backend.request>[0],
+      offset: number,
+      bytes: number,
+      flags = 0,
+    ) => runOn(reactor, () => backend.request(op, offset, bytes, payload.address, flags));
+
+    /** Lets the node live in a host file of its own. */
+    function map(content: Uint8Array): string {
+      const path = join(folder, "image");
+      writeFileSync(path, content);
+      node.fd = reactor.linux.open(path, O_RDWR);
+      return path;
+    }
+
+    test("refuses what is out of bounds, and writes where it may not", async () => {
+      for (const op of [OP_READ, OP_WRITE, OP_DISCARD, OP_WRITE_ZEROES] as const) {
+        for (const [offset, bytes] of [
+          [BYTES, 1],
+          [BYTES - 1, 2],
+          [-1, 1],
+          [Number.NaN, 1],
+          [2 ** 60, 512],
+        ] as const) {
+          expect([op, offset, await ask(op, offset, bytes)]).toEqual([op, offset, -EIO]);
+        }
+      }
+      backend = new BlockBackend(reactor, node, { writable: false, writethrough: false });
+      expect(await ask(OP_WRITE, 0, 512)).toBe(-EPERM);
+      expect(await ask(OP_DISCARD, 0, 512)).toBe(-EPERM);
+      expect(await ask(OP_WRITE_ZEROES, 0, 512)).toBe(-EPERM);
+      expect(await ask(OP_CACHE, 0, 512)).toBe(0);
+      expect(node.calls).toEqual([]);
+    });
+
+    test("keeps requests back while drained, and tells when none is in flight", async () => {
+      node.hold();
+      const first = backend.request(OP_READ, 0, 512, payload.address, 0);
+      let drained = false;
+      const drain = backend.drain().then(() => {
+        drained = true;
+      });
+      const second = backend.request(OP_FLUSH, 0, 0, 0, 0);
+      await runOn(reactor, () => reactor.sleep(1_000_000));
+      expect([drained, node.calls.length, backend.inFlight]).toEqual([false, 1, 1]);
+      node.go();
+      await runOn(reactor, () => drain);
+      expect([await first, node.calls.length]).toEqual([0, 1]);
+      void backend.drain();
+      backend.resume();
+      expect(node.calls.length).toBe(1);
+      backend.resume();
+      expect([await runOn(reactor, () => second), node.calls.length]).toEqual([0, 2]);
+    });
+
+    test("ends what waits when it is closed, and flushes", async () => {
+      void backend.drain();
+      const waits = backend.request(OP_WRITE, 0, 512, payload.address, 0);
+      expect(await runOn(reactor, () => backend.close())).toBe(0);
+      expect(await runOn(reactor, () => waits)).toBe(-ESHUTDOWN);
+      expect(node.calls.map(({ op }) => op)).toEqual([OP_FLUSH]);
+    });
+
+    test("waits for a free slot", async () => {
+      const { requests } = reactor;
+      const owner = { onRequestDone: () => {} };
+      const taken = Array.from({ length: requests.capacity }, () => requests.allocate(owner));
+      const waits = [1, 2].map(() => backend.request(OP_FLUSH, 0, 0, 0, 0));
+      expect(node.calls.length).toBe(0);
+      for (const slot of taken) requests.free(slot);
+      expect(await runOn(reactor, () => Promise.all(waits))).toEqual([0, 0]);
+    });
+
+    test("reads zeroes where the host file ends before the node", async () => {
+      const content = pattern(1000);
+      map(content);
+      payload.u8.fill(0xee);
+      expect(await ask(OP_READ, 512, 4096)).toBe(0);
+      expect(Buffer.compare(payload.u8.subarray(0, 488), content.subarray(512))).toBe(0);
+      expect(payload.u8.subarray(488, 4096).every((byte) => byte === 0)).toBe(true);
+      expect(payload.u8[4096]).toBe(0xee);
+    });
+
+    test("asks no rest of a block of a file that takes whole ones", async () => {
+      const limits = { requestAlignment: 512, memoryAlignment: 512 };
+      node = new FakeNode(reactor, BYTES, limits);
+      backend = new BlockBackend(reactor, node, { writable: true, writethrough: false });
+      map(pattern(1000));
+      const offsets: number[] = [];
+      const read = reactor.engine.read.bind(reactor.engine);
+      reactor.engine.read = (fd, address, bytes, offset, token) => {
+        offsets.push(offset);
+        read(fd, address, bytes, offset, token);
+      };
+      payload.u8.fill(0xee);
+      expect(await ask(OP_READ, 0, 1024)).toBe(0);
+      expect(payload.u8.subarray(1000, 1024).every((byte) => byte === 0)).toBe(true);
+      expect(offsets).toEqual([0]);
+    });
+
+    test("writes and flushes where the host has no synchronous write", async () => {
+      const path = map(new Uint8Array(BYTES));
+      payload.u8.set(pattern(4096));
+      const calls: string[] = [];
+      const { engine } = reactor;
+      const { write, fsync } = {
+        write: engine.write.bind(engine),
+        fsync: engine.fsync.bind(engine),
+      };
+      engine.write = (fd, address, bytes, offset, rwFlags, token) => {
+        calls.push(`write ${rwFlags}`);
+        if (rwFlags !== 0) engine.post(token, -EOPNOTSUPP);
+        else write(fd, address, bytes, offset, rwFlags, token);
+      };
+      engine.fsync = (fd, dataOnly, token) => {
+        calls.push("fsync");
+        fsync(fd, dataOnly, token);
+      };
+      expect(await ask(OP_WRITE, 0, 4096, REQ_FUA)).toBe(0);
+      expect(calls).toEqual(["write 2", "write 0", "fsync"]);
+      expect(Buffer.compare(readFileSync(path).subarray(0, 4096), pattern(4096))).toBe(0);
+    });
+
+    test("flushes every write through when told to, and reports that flush's error", async () => {
+      backend = new BlockBackend(reactor, node, { writable: true, writethrough: true });
+      for (const op of [OP_WRITE, OP_WRITE_ZEROES, OP_DISCARD] as const) {
+        node.calls.length = 0;
+        expect(await ask(op, 0, 512)).toBe(0);
+        expect(node.calls.map((call) => call.op)).toEqual([op, OP_FLUSH]);
+      }
+      node.fails = (op) => (op === OP_FLUSH ? -EIO : 0);
+      expect(await ask(OP_WRITE, 0, 512)).toBe(-EIO);
+    });
+
+    test("counts what succeeded, and how often it did not", async () => {
+      await ask(OP_READ, 0, 1000);
+      await ask(OP_WRITE, 0, 512);
+      await ask(OP_WRITE, BYTES, 512);
+      expect(backend.statistics.snapshot()).toMatchObject({
+        readOps: 1,
+        readBytes: 1000,
+        writeOps: 1,
+        writeBytes: 512,
+        failedOps: 1,
+      });
+    });
+  });
+}

@@ -1,0 +1,24 @@
+import { expect, test } from "bun:test";
+import { Memory } from "../../../src/io/memory.ts";
+import { Linux } from "../../../src/runtime/linux.ts";
+import { driver } from "../../support/driver.ts";
+
+test("Memory keeps zero(), copy() and release() inside itself", () => {
+  const memory = new Memory(new Linux(driver.ffi, driver.arch), 16384);
+  const { address } = memory;
+  memory.u8.fill(7);
+  memory.zero(address + 100, 10);
+  expect([memory.u8[99], memory.u8[100], memory.u8[109], memory.u8[110]]).toEqual([7, 0, 0, 7]);
+  memory.copy(address + 98, address + 100, 5);
+  expect([...memory.u8.subarray(97, 104)]).toEqual([7, 0, 0, 0, 0, 0, 0]);
+  memory.setU64(8, 2 ** 40 + 3);
+  expect(memory.view.getBigUint64(8, true)).toBe(2n ** 40n + 3n);
+  for (const bad of [() => memory.zero(address - 1, 1), () => memory.zero(address + 16384, 1)]) {
+    expect(bad).toThrow("inside the mapping");
+  }
+  expect(() => memory.copy(address, address + 16380, 5)).toThrow("inside the mapping");
+  expect(() => memory.release(12288, 8192)).toThrow("inside the mapping");
+  memory.release(0, 4096);
+  expect([memory.u8[0], memory.u8[4096]]).toEqual([0, 7]);
+  memory.unmap();
+});
