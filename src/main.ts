@@ -28,7 +28,9 @@ import { makeLog } from "./util/log.ts";
  * How long an orderly end may take: then a thread is taken to be stuck in the kernel. What clients
  * were told is written is in the host's page cache by then.
  */
-const SHUTDOWN_GRACE_MS = 30_000;
+const SHUTDOWN_GRACE_MS = 10_000;
+/** How long the listening thread may then take to remove its sockets: it may be the stuck one. */
+const UNLISTEN_GRACE_MS = 500;
 
 export async function main(driver: RuntimeDriver): Promise<void> {
   const options = readArguments(driver);
@@ -158,11 +160,7 @@ class Daemon {
   async shutDown(code: number): Promise<void> {
     if (this.#isEnding) return;
     this.#isEnding = true;
-    setTimeout(() => {
-      this.#log("error", "an orderly end takes too long, leaving");
-      this.#removePidfile();
-      this.#driver.process.exitNow(1);
-    }, SHUTDOWN_GRACE_MS);
+    setTimeout(() => this.#leave(), SHUTDOWN_GRACE_MS);
     let exitCode = code;
     const steps = [
       () => this.#exports.closeAll(),
@@ -183,10 +181,27 @@ class Daemon {
     this.#driver.process.exit(exitCode);
   }
 
+  /** Ends the process without what is stuck; only files that tell of it are removed before. */
+  #leave(): void {
+    this.#log("error", "an orderly end takes too long, leaving");
+    const end = (): void => this.#driver.process.exitNow(1);
+    setTimeout(end, UNLISTEN_GRACE_MS);
+    this.#chardevs.closeAll();
+    this.#removePidfile();
+    // Past the exports that the server waits for.
+    if (!this.#nbdServer.running) end();
+    else this.#iothreads.get(MAIN_LOOP).call("nbd-server-stop", {}).then(end, end);
+  }
+
   #writePidfile(): void {
     if (this.#pidfile === undefined) return;
     try {
-      this.#removePidfile = writePidfile(this.#linux, this.#pidfile, this.#driver.process.pid);
+      const remove = writePidfile(this.#linux, this.#pidfile, this.#driver.process.pid);
+      this.#removePidfile = () => {
+        // Once: by then the name may be another process's.
+        this.#removePidfile = () => {};
+        remove();
+      };
     } catch (error) {
       throw new OutportError("io", `cannot create PID file: ${textOf(error)}`);
     }

@@ -18,6 +18,8 @@ export const OFFLOAD_THREADS_MAX = 4;
 const JOBS_MAX = 256;
 const ARGS_MAX = 6;
 const EFD_SEMAPHORE = 1;
+/** How long stop() waits: an idle thread needs microseconds, one that still starts up far more. */
+const LEAVE_PATIENCE_MS = 2000;
 
 // Positions in the shared memory, each word of the head in a cache line of its own.
 const HEAD_SIZE = 256;
@@ -25,10 +27,10 @@ const HEAD_SIZE = 256;
 const TAKEN_U32 = 0;
 /** u32: jobs ended so far; threads add. */
 const ENDED_U32 = 16;
-/** u32: how many have to leave, the pool and its threads; 0 until stop(). */
+/** u32: 1 from stop() on. */
 const STOPPING_U32 = 32;
-/** u32: how many did. */
-const STOPPED_U32 = 48;
+/** u32: threads that touch nothing of this any more; threads add. */
+const LEFT_U32 = 48;
 /** u32 × JOBS_MAX: job indexes in the order of submission. */
 const SUBMISSIONS_U32 = HEAD_SIZE / 4;
 /** u32 × JOBS_MAX: job indexes + 1 in the order of completion; 0: not there yet. */
@@ -51,7 +53,7 @@ const CANCELLED = 2;
 interface OffloadStart {
   readonly address: number;
   readonly bytes: number;
-  /** A semaphore: its count is that of jobs not taken. */
+  /** A semaphore: its count is that of jobs not taken; and, after stop(), of threads not told. */
   readonly jobsFd: number;
   readonly eventFd: number;
 }
@@ -70,6 +72,7 @@ export interface OffloadPoolOptions {
   readonly linux: Linux;
   readonly driver: Pick<ThreadDriver, "startThread">;
   readonly threadsMax?: number;
+  readonly leavePatienceMs?: number;
 }
 
 export class OffloadPool {
@@ -78,6 +81,7 @@ export class OffloadPool {
   #linux: Linux;
   #driver: Pick<ThreadDriver, "startThread">;
   #threadsMax: number;
+  #leavePatienceMs: number;
   #threads: Thread[] = [];
   #memory: Memory;
   #start: OffloadStart;
@@ -92,6 +96,7 @@ export class OffloadPool {
     this.#linux = options.linux;
     this.#driver = options.driver;
     this.#threadsMax = options.threadsMax ?? OFFLOAD_THREADS_MAX;
+    this.#leavePatienceMs = options.leavePatienceMs ?? LEAVE_PATIENCE_MS;
     this.#memory = new Memory(options.linux, MEMORY_BYTES);
     this.eventFd = checked(options.linux.eventfd(0, EFD_NONBLOCK));
     const jobsFd = checked(options.linux.eventfd(0, EFD_SEMAPHORE));
@@ -157,15 +162,35 @@ export class OffloadPool {
   }
 
   /**
-   * Ends the threads: those at work when their calls return. The last one frees what they share,
-   * so one that is stuck in the kernel holds nobody up. No method may be called afterwards.
+   * Ends the threads and frees what they share. This thread must not end before them: a runtime
+   * stops the threads of a thread that ends wherever they are, but cannot while they wait in the
+   * kernel. Returns false when one is stuck there; it keeps what it may yet touch. No method may be
+   * called afterwards.
    */
-  stop(): void {
+  stop(): boolean {
     assert(!this.#stopped, "the offload pool stops once");
     this.#stopped = true;
-    // The pool leaves like one of the threads.
-    Atomics.store(this.#memory.u32, STOPPING_U32, this.#threads.length + 1);
-    leave(this.#linux, this.#memory.u32, this.#start);
+    const { jobsFd } = this.#start;
+    const { u32 } = this.#memory;
+    Atomics.store(u32, STOPPING_U32, 1);
+    // One for each: a thread that is woken from here on leaves, so it takes no other's wake-up.
+    for (const _ of this.#threads) this.#linux.signalEventfd(jobsFd);
+    if (!this.#allLeave()) return false;
+    this.#linux.close(jobsFd);
+    this.#linux.close(this.eventFd);
+    // SAFETY: no thread is left that would look through a view, and this one doesn't.
+    this.#memory.unmap();
+    return true;
+  }
+
+  /** Waits until they did; false when one takes too long. */
+  #allLeave(): boolean {
+    for (let ms = 0; ms <= this.#leavePatienceMs; ms++) {
+      if (Atomics.load(this.#memory.u32, LEFT_U32) === this.#threads.length) return true;
+      // For no event: a millisecond's sleep. Their last act is to count, so they can't wake us.
+      this.#linux.poll(this.eventFd, 0, 1);
+    }
+    return false;
   }
 
   #submit(waiting: Waiting): void {
@@ -209,15 +234,16 @@ export async function runOffload(driver: ThreadDriver, { data }: ThreadStart): P
   const start = data as OffloadStart;
   const linux = new Linux(driver.ffi, driver.arch);
   linux.setThreadName("offload");
-  // SAFETY: the mapping lives until the last thread left; this one doesn't touch it after leave().
+  // SAFETY: the mapping lives until all threads have left; this one doesn't touch it afterwards.
   const buffer = linux.ffi.view(start.address, start.bytes);
   const u32 = new Uint32Array(buffer);
   const f64 = new Float64Array(buffer);
   for (;;) {
     const woken = linux.drainEventfd(start.jobsFd);
     if (woken === -EINTR) continue;
-    assert(woken === 1, "one wake-up stands for one job");
-    if (Atomics.load(u32, STOPPING_U32) > 0) break;
+    assert(woken === 1, "one wake-up is for one thread");
+    // Jobs not taken by now are nobody's.
+    if (Atomics.load(u32, STOPPING_U32) === 1) break;
     const order = Atomics.add(u32, TAKEN_U32, 1) & (JOBS_MAX - 1);
     const index = Atomics.load(u32, SUBMISSIONS_U32 + order);
     const job = JOBS + index * JOB_SIZE;
@@ -226,7 +252,8 @@ export async function runOffload(driver: ThreadDriver, { data }: ThreadStart): P
     Atomics.store(u32, COMPLETIONS_U32 + ended, index + 1);
     linux.signalEventfd(start.eventFd);
   }
-  leave(linux, u32, start);
+  // From here on the pool may free all of it.
+  Atomics.add(u32, LEFT_U32, 1);
 }
 
 function runJob(linux: Linux, u32: Uint32Array, f64: Float64Array, job: number): number {
@@ -245,18 +272,6 @@ function runJob(linux: Linux, u32: Uint32Array, f64: Float64Array, job: number):
     );
     if (result !== -EINTR) return result;
   }
-}
-
-/** Wakes the next one; the last one frees what they share, which nobody touches any more. */
-function leave(linux: Linux, u32: Uint32Array, start: OffloadStart): void {
-  const stopping = Atomics.load(u32, STOPPING_U32);
-  linux.signalEventfd(start.jobsFd);
-  // Counted out: from here on the others may free all of it.
-  if (Atomics.add(u32, STOPPED_U32, 1) + 1 < stopping) return;
-  linux.close(start.jobsFd);
-  linux.close(start.eventFd);
-  // SAFETY: no thread and no pool is left that would look through a view.
-  linux.munmap(start.address, start.bytes);
 }
 
 function checked(fd: number): number {

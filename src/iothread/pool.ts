@@ -134,18 +134,18 @@ export class IothreadPool implements Iothreads {
         wakeFd,
         stopping: false,
         ended: new Promise((ended) => {
-          let failure: Error | null = null;
-          thread.onError = (error) => {
-            failure = error;
+          const fail = (error: Error, expected: boolean): void => {
+            channel.break(new OutportError("io", `iothread '${id}' failed`, { cause: error }));
+            if (this.#members.get(id) !== member) reject(startFailure(id, error));
+            else if (!expected) this.#parts.onCrash(id, error);
+            this.#forget(member);
           };
+          // At once: what it left behind in the kernel may keep it from ending.
+          thread.onError = (error) => fail(error, false);
           thread.onExit = () => {
             linux.close(wakeFd);
-            const error = failure ?? new Error(`iothread '${id}' ended by itself`);
-            channel.break(new OutportError("io", `iothread '${id}' failed`, { cause: error }));
             ended();
-            if (this.#members.get(id) !== member) reject(startFailure(id, error));
-            else if (!member.stopping || failure !== null) this.#parts.onCrash(id, error);
-            this.#forget(member);
+            fail(new Error(`iothread '${id}' ended by itself`), member.stopping);
           };
         }),
       };

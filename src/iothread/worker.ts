@@ -58,8 +58,13 @@ export async function runIothread(driver: ThreadDriver, start: ThreadStart): Pro
     },
   });
   send({ event: "ready", engine: reactor.engine.name });
-  await reactor.run();
-  reactor.engine.close();
+  try {
+    await reactor.run();
+  } finally {
+    // Also after a failure: offload threads that wait in the kernel would keep this one there.
+    reactor.engine.close();
+  }
+  // Not after a failure: operations may be in flight that write there.
   reactor.memory.unmap();
 }
 

@@ -1,10 +1,14 @@
 /** Every orderly way to end: exit 0, data stored, sockets and pid file gone, clients let go. */
 
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
-import { existsSync } from "node:fs";
+import { existsSync, writeFileSync } from "node:fs";
+import { F_WRLCK, O_RDONLY } from "../../src/abi/linux.ts";
 import { NBD_CMD_READ } from "../../src/abi/nbd.ts";
+import { Linux } from "../../src/runtime/linux.ts";
+import { driver } from "../support/driver.ts";
 import { assertFileIs, MiB } from "../support/images.ts";
 import { NbdClient } from "../support/nbd-client.ts";
+import { sleep } from "../support/process.ts";
 import { ended, type Scene, serve } from "./scene.ts";
 
 setDefaultTimeout(30_000);
@@ -67,5 +71,52 @@ describe("an orderly end", () => {
     disk.daemon.signal("SIGTERM");
     expect(await disk.daemon.exitWithin(3_000)).toBe(0);
     await ended(client.stream);
+  });
+});
+
+/** Of fcntl(): from <fcntl.h>. */
+const F_SETSIG = 10;
+const F_SETLEASE = 1024;
+/** Ignored unless there is a handler. */
+const SIGURG = 23;
+
+describe("an end that something in the host does not let be orderly", () => {
+  const GRACE_MS = 10_000;
+
+  async function expectForcedEnd(disk: Scene): Promise<void> {
+    disk.daemon.expectedExit = 1;
+    disk.daemon.signal("SIGTERM");
+    expect(await disk.daemon.exitWithin(GRACE_MS + 3_000)).toBe(1);
+    expect(disk.daemon.stderr).toContain("an orderly end takes too long");
+    expect(existsSync(disk.monitor)).toBe(false);
+    expect(existsSync(disk.pidfile)).toBe(false);
+  }
+
+  test.concurrent("comes after a while when a request does not end", async () => {
+    await using disk = await serve({
+      before: ["--blockdev", "driver=null-co,node-name=slow,latency-ns=600000000000"],
+      after: ["--export", "type=nbd,id=e1,node-name=slow,name=slow"],
+    });
+    const client = await disk.open("slow");
+    client.request(NBD_CMD_READ, 0, 4096).catch(() => {});
+    await sleep(200);
+    await expectForcedEnd(disk);
+    expectNothingLeft(disk);
+  });
+
+  test.concurrent("comes after a while when a thread is stuck in the kernel", async () => {
+    await using disk = await serve();
+    const linux = new Linux(driver.ffi, driver.arch);
+    const path = `${disk.directory}/leased`;
+    writeFileSync(path, "x");
+    const fd = linux.open(path, O_RDONLY);
+    // Whoever opens the file waits until the lease is given up.
+    expect(linux.fcntl(fd, F_SETSIG, SIGURG)).toBe(0);
+    expect(linux.fcntl(fd, F_SETLEASE, F_WRLCK)).toBe(0);
+    const add = { driver: "file", "node-name": "leased", filename: path };
+    disk.qmp.execute("blockdev-add", add).catch(() => {});
+    await sleep(200);
+    await expectForcedEnd(disk);
+    linux.close(fd);
   });
 });

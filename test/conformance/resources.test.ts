@@ -28,7 +28,17 @@ describe("file descriptors", () => {
       const nbd = { type: "nbd", id, "node-name": id, iothread: id, writable: true };
       await qmp.execute("block-export-add", nbd);
       const uri = `nbd+unix:///${id}?socket=${path}`;
-      await run("qemu-io", ["-f", "raw", "-c", "read 0 1M", uri]);
+      await run("qemu-io", [
+        "-f",
+        "raw",
+        "-c",
+        "read 0 1M",
+        "-c",
+        "write 0 64k",
+        "-c",
+        "flush",
+        uri,
+      ]);
       await qmp.execute("block-export-del", { id, mode: "hard" });
       await qmp.event("BLOCK_EXPORT_DELETED", (data) => data.id === id);
       await qmp.execute("blockdev-del", { "node-name": id });

@@ -22,6 +22,8 @@ export type Exit = number | string;
 
 export class Daemon {
   readonly exited: Promise<Exit>;
+  /** What `await using` demands. */
+  expectedExit: Exit = 0;
   readonly #child: ChildProcess;
   #pid: number;
   #exit: Exit | undefined;
@@ -202,7 +204,7 @@ export async function startDaemon(
 /** Shows what the daemon said, as a test that failed before hides the error thrown here. */
 async function assertEndsWell(daemon: Daemon): Promise<void> {
   const exit = await daemon.stop();
-  if (exit === 0) return;
+  if (exit === daemon.expectedExit) return;
   console.error(`the daemon exited with ${exit}: ${daemon.stderr}`);
   throw new Error(`the daemon exited with ${exit}: ${daemon.stderr}`);
 }

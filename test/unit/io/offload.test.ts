@@ -1,19 +1,34 @@
 /** OffloadPool with real threads. */
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { F_GETFD, POLLIN } from "../../../src/abi/linux.ts";
+import { readFileSync } from "node:fs";
+import { POLLIN } from "../../../src/abi/linux.ts";
 import { Memory } from "../../../src/io/memory.ts";
 import { OFFLOAD_THREADS_MAX, OffloadPool } from "../../../src/io/offload.ts";
-import { EBADF, ECANCELED } from "../../../src/runtime/errno.ts";
+import { ECANCELED } from "../../../src/runtime/errno.ts";
 import { Linux } from "../../../src/runtime/linux.ts";
 import { driver } from "../../support/driver.ts";
 
 const linux = new Linux(driver.ffi, driver.arch);
 const PATIENCE_MS = 10_000;
+/** Words of the shared memory. */
+const TAKEN_U32 = 0;
+const ENDED_U32 = 16;
+
+/** What tells an eventfd from all others of the host; undefined when `fd` is none. */
+function eventfdId(fd: number): string | undefined {
+  try {
+    return /^eventfd-id:.*$/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, "utf8"))?.[0];
+  } catch {
+    return undefined; // Closed.
+  }
+}
 
 describe("OffloadPool", () => {
   let memory: Memory;
   let pipe: { readFd: number; writeFd: number };
   let threads: number;
+  /** What its threads got. */
+  let shared: { address: number; bytes: number; jobsFd: number; eventFd: number };
   let pool: OffloadPool;
   const results = new Map<number, number>();
 
@@ -24,11 +39,7 @@ describe("OffloadPool", () => {
     pipe = made;
     threads = 0;
     results.clear();
-    const startThread: typeof driver.startThread = (kind, data) => {
-      threads++;
-      return driver.startThread(kind, data);
-    };
-    pool = new OffloadPool({ linux, driver: { startThread } });
+    pool = makePool();
   });
   afterEach(() => {
     linux.close(pipe.readFd);
@@ -36,6 +47,14 @@ describe("OffloadPool", () => {
     memory.unmap();
   });
 
+  const makePool = (options: { leavePatienceMs?: number } = {}) => {
+    const startThread: typeof driver.startThread = (kind, data) => {
+      threads++;
+      shared = data as typeof shared;
+      return driver.startThread(kind, data);
+    };
+    return new OffloadPool({ linux, driver: { startThread }, ...options });
+  };
   const block = (token: number) =>
     pool.submit(linux.sys.read, [pipe.readFd, memory.address, 1], token);
   const unblock = (count: number) => expect(linux.write(pipe.writeFd, memory.address, count));
@@ -48,13 +67,6 @@ describe("OffloadPool", () => {
       });
     }
   };
-  const closed = async (fd: number) => {
-    for (let i = 0; i < PATIENCE_MS / 10 && linux.fcntl(fd, F_GETFD) >= 0; i++) {
-      await new Promise((resolve) => setTimeout(resolve, 10));
-    }
-    return linux.fcntl(fd, F_GETFD);
-  };
-
   test("starts threads as jobs need them, up to a limit", () => {
     expect(threads).toBe(0);
     for (let job = 1; job <= OFFLOAD_THREADS_MAX; job++) {
@@ -88,19 +100,50 @@ describe("OffloadPool", () => {
     pool.stop();
   });
 
-  test("stop() waits for no thread; the last one frees what they share", async () => {
+  test("stop() returns when all threads have left, and frees what they shared", () => {
+    // Some still start, some wait for jobs: each must hear of it.
+    for (let round = 0; round < 10; round++) {
+      const each = makePool();
+      const jobs = 1 + (round % OFFLOAD_THREADS_MAX);
+      for (let job = 0; job < jobs; job++) each.submit(linux.sys.getppid, [], job);
+      for (let ended = 0; round % 2 === 0 && ended < jobs; ) {
+        if (linux.poll(each.eventFd, POLLIN, PATIENCE_MS) === 0) throw new Error("No job ends");
+        ended += each.drain(() => {});
+      }
+      const { jobsFd, eventFd } = shared;
+      const ids = [jobsFd, eventFd].map(eventfdId);
+      expect(ids).not.toContain(undefined);
+      expect(each.stop()).toBe(true);
+      // The runtime may have put something else there.
+      expect(eventfdId(jobsFd)).not.toBe(ids[0]);
+      expect(eventfdId(eventFd)).not.toBe(ids[1]);
+    }
+  });
+
+  test("stop() leaves behind what is stuck in the kernel, with all that it may touch", () => {
+    pool = makePool({ leavePatienceMs: 200 });
     block(1);
     block(2);
-    const { eventFd } = pool;
-    pool.stop();
-    expect(linux.fcntl(eventFd, F_GETFD)).toBeGreaterThanOrEqual(0);
+    const words = new Uint32Array(linux.ffi.view(shared.address, shared.bytes));
+    const reaches = (at: number, count: number) => {
+      for (let i = 0; i < PATIENCE_MS && Atomics.load(words, at) < count; i++) {
+        linux.poll(pipe.writeFd, 0, 1);
+      }
+      expect(Atomics.load(words, at)).toBe(count);
+    };
+    reaches(TAKEN_U32, 2);
+    const id = eventfdId(pool.eventFd);
+    expect(pool.stop()).toBe(false);
+    expect(eventfdId(pool.eventFd)).toBe(id);
     unblock(2).toBe(2);
-    expect(await closed(eventFd)).toBe(-EBADF);
+    reaches(ENDED_U32, 2);
   });
 
   test("stop() without threads frees at once", () => {
-    pool.stop();
+    const { eventFd } = pool;
+    const id = eventfdId(eventFd);
+    expect(pool.stop()).toBe(true);
     expect(threads).toBe(0);
-    expect(linux.fcntl(pool.eventFd, F_GETFD)).toBe(-EBADF);
+    expect(eventfdId(eventFd)).not.toBe(id);
   });
 });

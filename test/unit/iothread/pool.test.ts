@@ -1,4 +1,6 @@
 import { afterEach, describe, expect, test } from "bun:test";
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
 import type { NodeOpen } from "../../../src/iothread/messages.ts";
 import { type IothreadOptions, IothreadPool, MAIN_LOOP } from "../../../src/iothread/pool.ts";
 import type { Thread, ThreadDriver } from "../../../src/runtime/driver.ts";
@@ -120,6 +122,52 @@ describe("IothreadPool", () => {
     expect(await messageOf(call)).toBe("iothread 'io0' failed");
     await crashed;
     expect(crashes).toEqual(["io0: Assertion failed: node 'missing' is open"]);
+    expect(pool.has("io0")).toBe(false);
+  });
+
+  test("a thread that crashes ends, with its offload threads", async () => {
+    let thread = idleThread();
+    const startThread: typeof driver.startThread = (kind, data) => {
+      thread = driver.startThread(kind, data);
+      return thread;
+    };
+    makePool("epoll", { ...driver, startThread });
+    await pool.start("io0");
+    const { onExit } = thread;
+    const ended = new Promise<void>((resolve) => {
+      thread.onExit = () => {
+        onExit();
+        resolve();
+      };
+    });
+    const folder = mkdtempSync(`${tmpdir()}/outport-pool-`);
+    const filename = `${folder}/disk`;
+    writeFileSync(filename, new Uint8Array(4096));
+    const iothread = pool.get("io0");
+    await iothread.call("node-open", { ...nodeOpen("file", { filename }), readOnly: false });
+    // Flushes, which takes an offload thread.
+    await iothread.call("node-close", { nodeName: "n0" });
+    const tasks = readdirSync("/proc/self/task");
+    const names = tasks.map((task) => readFileSync(`/proc/self/task/${task}/comm`, "utf8").trim());
+    expect(names).toContain("offload");
+    await messageOf(iothread.call("node-query", { nodeName: "missing" }));
+    await ended;
+    expect(crashes).toEqual(["io0: Assertion failed: node 'missing' is open"]);
+    rmSync(folder, { recursive: true });
+  });
+
+  test("reports a crash although the thread can not end", async () => {
+    const thread = idleThread();
+    makePool(undefined, { ...driver, startThread: () => thread });
+    const started = pool.start("io0");
+    thread.onMessage({ event: { event: "ready", engine: "epoll" } });
+    await started;
+    const call = messageOf(pool.get("io0").call("node-close", { nodeName: "n0" }));
+    thread.onError(new Error("broken"));
+    expect(await call).toBe("iothread 'io0' failed");
+    expect(crashes).toEqual(["io0: broken"]);
+    thread.onExit();
+    expect(crashes).toEqual(["io0: broken"]);
     expect(pool.has("io0")).toBe(false);
   });
 
