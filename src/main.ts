@@ -13,7 +13,7 @@ import { writePidfile } from "./cli/pidfile.ts";
 import { exportTypes } from "./exports/index.ts";
 import { ExportManager } from "./exports/manager.ts";
 import { NbdServer } from "./exports/nbd/index.ts";
-import { IothreadPool, MAIN_LOOP } from "./iothread/pool.ts";
+import { IothreadPool, MAIN_LOOP, MAIN_LOOP_POLL_MAX_NS } from "./iothread/pool.ts";
 import { objectKinds } from "./objects/index.ts";
 import { ObjectRegistry } from "./objects/registry.ts";
 import { allCommands } from "./qmp/commands/index.ts";
@@ -133,7 +133,7 @@ class Daemon {
   async start(options: readonly Option[]): Promise<void> {
     let doing: Option | undefined;
     try {
-      await this.#iothreads.start(MAIN_LOOP);
+      await this.#iothreads.start(MAIN_LOOP, { pollMaxNs: MAIN_LOOP_POLL_MAX_NS });
       for (const option of options) {
         if (this.#isEnding) return;
         doing = option;

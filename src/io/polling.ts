@@ -16,7 +16,6 @@ export interface PollingOptions {
   readonly pollShrink: number;
 }
 
-export const POLL_MAX_NS_DEFAULT = 32_768;
 /** Where growing starts. */
 const POLL_START_NS = 4000;
 const POLL_GROW_DEFAULT = 2;
