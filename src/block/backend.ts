@@ -23,10 +23,11 @@ import {
   type Resolution,
   ZERO,
 } from "./node.ts";
-import { SlowPath } from "./slow-path.ts";
+import { isAligned, SlowPath } from "./slow-path.ts";
 import { Statistics } from "./statistics.ts";
 import { type WriteGate, writeGateOf } from "./write-gate.ts";
 
+/** What cachestat() counts. */
 const PAGE_BYTES = 4096;
 
 export interface BackendOptions {
@@ -213,14 +214,9 @@ export class BlockBackend implements RequestCarrier {
 
   /** The node takes this READ or WRITE as it is. */
   #isDirect(offset: number, bytes: number, address: number): boolean {
-    const { requestAlignment, memoryAlignment, transferBytesMax } = this.node.limits;
-    if (bytes > transferBytesMax || bytes === 0) return false;
-    if (requestAlignment === 1) return true;
-    return (
-      offset % requestAlignment === 0 &&
-      bytes % requestAlignment === 0 &&
-      address % memoryAlignment === 0
-    );
+    const { limits } = this.node;
+    if (bytes > limits.transferBytesMax || bytes === 0) return false;
+    return isAligned(limits, offset, bytes, address);
   }
 
   /** Submits what is left of the request as one operation, or hands it to the slow path. */
@@ -257,6 +253,7 @@ export class BlockBackend implements RequestCarrier {
 
   #mustFlush(slot: number): boolean {
     if (((this.#requests.flags[slot]! | this.#flagsAlways) & REQ_FUA) === 0) return false;
+    // QSD differs: it does not flush a write with FUA that directly follows a flush.
     // Where a flush is nothing (cache.no-flush), so is FUA.
     const out = this.#resolution;
     const { fd, offset, bytes } = out;

@@ -3,6 +3,7 @@
  * over from its parent, and the plan of nodes that one blockdev-add makes. Thread: main.
  * Spec: qapi/block-core.json BlockdevOptions; QEMU block.c bdrv_inherited_options()
  */
+import type { CommonNodeOptions } from "../iothread/messages.ts";
 import { bool, enumeration, object, optional, str } from "../qapi/scalars.ts";
 import type { ObjectMembers } from "../qapi/types.ts";
 import { assert, OutportError } from "../util/error.ts";
@@ -37,23 +38,12 @@ export const blockdevCommonMembers = {
   ),
 } satisfies ObjectMembers;
 
-/** The common members with defaults and inheritance applied. */
-export interface CommonOptions {
-  readonly readOnly: boolean;
-  readonly autoReadOnly: boolean;
-  readonly forceShare: boolean;
-  readonly cacheDirect: boolean;
-  readonly cacheNoFlush: boolean;
-  readonly discardUnmap: boolean;
-  readonly detectZeroes: "off" | "on" | "unmap";
-}
-
 /** A node to open, its children first. */
 export interface NodePlan {
   /** Undefined for an inline child that takes a generated name. */
   readonly nodeName: string | undefined;
   readonly driver: BlockDriver;
-  readonly common: CommonOptions;
+  readonly common: CommonNodeOptions;
   /** The driver's own members, without children. */
   readonly options: Wire;
   readonly children: readonly ChildPlan[];
@@ -68,7 +58,7 @@ export type ChildPlan =
 export function planNode(
   drivers: ReadonlyMap<string, BlockDriver>,
   options: Wire,
-  parent: CommonOptions | null = null,
+  parent: CommonNodeOptions | null = null,
 ): NodePlan {
   const driver = drivers.get(options.driver as string);
   if (driver === undefined) {
@@ -103,7 +93,7 @@ export function planNode(
   };
 }
 
-function commonOptions(options: Wire, parent: CommonOptions | null): CommonOptions {
+function commonOptions(options: Wire, parent: CommonNodeOptions | null): CommonNodeOptions {
   const cache = (options.cache ?? {}) as { direct?: boolean; "no-flush"?: boolean };
   const flag = (value: unknown, inherited: boolean | undefined): boolean =>
     (value as boolean | undefined) ?? inherited ?? false;
@@ -115,12 +105,12 @@ function commonOptions(options: Wire, parent: CommonOptions | null): CommonOptio
     cacheNoFlush: flag(cache["no-flush"], parent?.cacheNoFlush),
     // A format driver hands down only the discards that its own node lets through.
     discardUnmap: options.discard === undefined ? parent !== null : options.discard === "unmap",
-    detectZeroes: (options["detect-zeroes"] ?? "off") as CommonOptions["detectZeroes"],
+    detectZeroes: (options["detect-zeroes"] ?? "off") as CommonNodeOptions["detectZeroes"],
   };
 }
 
 /** Combinations that no driver takes; checked after the children are open, before the name. */
-export function checkCommonOptions(common: CommonOptions): void {
+export function checkCommonOptions(common: CommonNodeOptions): void {
   if (common.forceShare && !common.readOnly) {
     throw new OutportError("invalid", "force-share=on can only be used with read-only images");
   }

@@ -7,7 +7,7 @@ import type { OpenContext } from "./driver.ts";
 import type { BlockNode } from "./node.ts";
 
 /** Nodes are whole sectors, as the block layer counts. */
-const SECTOR_BYTES = 512;
+export const SECTOR_BYTES = 512;
 /** Lengths stay exact as numbers, with room to round up. QSD differs: it takes 2^63 - 2^30. */
 export const LENGTH_MAX = 2 ** 53 - 2 ** 30;
 const PAGE_BYTES = 4096;

@@ -3,23 +3,13 @@
  * rules serve main, its open() serves an iothread.
  */
 import type { Reactor } from "../io/reactor.ts";
+import type { NodeOpen } from "../iothread/messages.ts";
 import type { ObjectMembers } from "../qapi/types.ts";
 import type { BlockNode } from "./node.ts";
 
 /** What open() gets. */
-export interface OpenContext {
+export interface OpenContext extends Omit<NodeOpen, "driver" | "children"> {
   readonly reactor: Reactor;
-  readonly nodeName: string;
-  /** The driver's own members of BlockdevOptions, checked, wire names. */
-  readonly options: Readonly<Record<string, unknown>>;
-  /** Common members of BlockdevOptions, defaults filled in. */
-  readonly readOnly: boolean;
-  readonly autoReadOnly: boolean;
-  readonly forceShare: boolean;
-  readonly cacheDirect: boolean;
-  readonly cacheNoFlush: boolean;
-  readonly discardUnmap: boolean;
-  readonly detectZeroes: "off" | "on" | "unmap";
   /** By role: "file", "backing". Open, on the same reactor. */
   readonly children: Readonly<Record<string, BlockNode>>;
 }

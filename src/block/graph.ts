@@ -67,7 +67,7 @@ export class BlockGraph {
       if (node === undefined) {
         throw new OutportError("not-found", `Failed to find node with node-name='${nodeName}'`);
       }
-      if (node.parents.some((edge) => edge.parent === null)) {
+      if (isRootUsed(node)) {
         throw new OutportError("in-use", `Node ${nodeName} is in use`);
       }
       if (!node.monitorOwned) {
@@ -137,7 +137,7 @@ export class BlockGraph {
   async move(node: GraphNode, iothread: Iothread): Promise<void> {
     if (node.iothread === iothread) return;
     const nodes = connectedNodes(node);
-    if (nodes.some((one) => one.parents.some((edge) => edge.parent === null))) {
+    if (nodes.some(isRootUsed)) {
       throw new OutportError("in-use", "Cannot change iothread of active block backend");
     }
     await moveNodes(nodes, iothread);
@@ -240,6 +240,7 @@ export class BlockGraph {
   }
 }
 
+/** By an export or a job. */
 function isRootUsed(node: GraphNode): boolean {
   return node.parents.some((edge) => edge.parent === null);
 }

@@ -1,10 +1,11 @@
 /**
- * What the parents of a node may do together, and who stands in whose way. Pure. Thread: main.
+ * What the parents of a node may do together, and who stands in whose way. Pure. Thread: any.
  * Spec: QEMU include/block/block-common.h, BLK_PERM_*
  */
 import { OutportError } from "../util/error.ts";
 import type { Permissions } from "./driver.ts";
 import {
+  type BlockNode,
   PERM_ALL,
   PERM_CONSISTENT_READ,
   PERM_RESIZE,
@@ -88,6 +89,20 @@ function conflict(
     "permission",
     `Permission conflict on node '${nodeName}': permissions '${permissionNames(denied)}' are ` +
       `both required by ${describe(user)} and unshared by ${describe(owner)}.`,
+  );
+}
+
+/**
+ * A write may cover the last block, which would reach beyond the end of the node. Throws
+ * OutportError. `used`: PERM_* bits.
+ */
+export function checkWriteLength({ bytes, limits }: BlockNode, used: number): void {
+  if ((used & PERM_WRITE) === 0 || (used & PERM_RESIZE) !== 0) return;
+  if (bytes % limits.requestAlignment === 0) return;
+  throw new OutportError(
+    "permission",
+    "Cannot get 'write' permission without 'resize': " +
+      "Image size is not a multiple of request alignment",
   );
 }
 

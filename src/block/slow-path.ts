@@ -5,6 +5,7 @@
 import type { Reactor } from "../io/reactor.ts";
 import { EIO, ENOTSUP } from "../runtime/errno.ts";
 import {
+  type BlockLimits,
   type BlockNode,
   MAPPED,
   OP_DISCARD,
@@ -74,8 +75,9 @@ export class SlowPath {
   }
 
   async #read(offset: number, bytes: number, address: number): Promise<number> {
-    if (this.#isAligned(offset, bytes, address))
+    if (isAligned(this.#node.limits, offset, bytes, address)) {
       return this.#transfer(OP_READ, offset, bytes, address);
+    }
     const { memory } = this.#reactor;
     return this.#bounced(offset, bytes, async (start, end, buffer, from, to) => {
       const result = await this.#transfer(OP_READ, start, end - start, buffer);
@@ -88,7 +90,7 @@ export class SlowPath {
     if (this.#node.limits.requestAlignment === 1) {
       return this.#transfer(OP_WRITE, offset, bytes, address);
     }
-    if (this.#isAligned(offset, bytes, address)) {
+    if (isAligned(this.#node.limits, offset, bytes, address)) {
       await this.#gate.enter();
       const result = await this.#transfer(OP_WRITE, offset, bytes, address);
       this.#gate.leave();
@@ -252,16 +254,21 @@ export class SlowPath {
     }
     return 0;
   }
+}
 
-  #isAligned(offset: number, bytes: number, address: number): boolean {
-    const { requestAlignment, memoryAlignment } = this.#node.limits;
-    if (requestAlignment === 1) return true;
-    return (
-      offset % requestAlignment === 0 &&
-      bytes % requestAlignment === 0 &&
-      address % memoryAlignment === 0
-    );
-  }
+/** The node takes a READ or WRITE at this place, of this length, from this memory. */
+export function isAligned(
+  { requestAlignment, memoryAlignment }: BlockLimits,
+  offset: number,
+  bytes: number,
+  address: number,
+): boolean {
+  if (requestAlignment === 1) return true;
+  return (
+    offset % requestAlignment === 0 &&
+    bytes % requestAlignment === 0 &&
+    address % memoryAlignment === 0
+  );
 }
 
 function roundUp(value: number, alignment: number): number {

@@ -3,6 +3,7 @@
  * Spec: QEMU util/qemu-option.c, chardev/char.c, chardev/char-socket.c
  */
 import { isWellformedId } from "../block/catalogue.ts";
+import { parseSwitch } from "../qapi/numbers.ts";
 import type { SocketAddress } from "../runtime/driver.ts";
 import { OutportError } from "../util/error.ts";
 
@@ -23,7 +24,7 @@ const BOOLS = ["abstract", "tight", "server", "wait", "telnet", "websocket", "tn
 const ACCEPTED = ["host", "port", "path", "fd", "to", "ipv4", "ipv6", "nodelay", "reconnect-ms"];
 const OTHERS = ["id", "backend", "signal", "mux", "logfile", "logappend", "tls-creds"];
 const KNOWN: readonly string[] = [...BOOLS, ...ACCEPTED, ...OTHERS];
-/** Features of QSD's sockets that are not there (yet). */
+/** Of QSD's sockets; asking for one is an error, turning it off is not. */
 const UNSUPPORTED = [
   "telnet",
   "websocket",
@@ -93,8 +94,8 @@ function parseAddress(options: Wire): { address: SocketAddress; label: string } 
 function flag(options: Wire, key: string, missing: boolean): boolean {
   const value = options[key];
   if (value === undefined) return missing;
-  if (["on", "yes", "true", "y"].includes(value)) return true;
-  if (["off", "no", "false", "n"].includes(value)) return false;
+  const parsed = parseSwitch(value);
+  if (parsed !== undefined) return parsed;
   throw invalid(`Parameter '${key}' expects 'on' or 'off'`);
 }
 

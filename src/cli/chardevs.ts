@@ -103,7 +103,7 @@ export class Chardevs {
 }
 
 /** One character device. */
-export class Chardev {
+class Chardev {
   readonly id: string;
   #parts: ChardevsParts;
   #listener: Listener | undefined;

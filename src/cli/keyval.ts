@@ -34,7 +34,7 @@ export function parseKeyval(text: string, impliedKey?: string): Keyval {
   return listify(root, "") as Keyval;
 }
 
-export function isHelp(word: string): boolean {
+function isHelp(word: string): boolean {
   return word === "help" || word === "?";
 }
 

@@ -17,7 +17,7 @@ const PAGE_BYTES = 1 << PAGE_BITS;
 const CLASS_COUNT = 1 + Math.log2(BUFFER_BYTES_MAX / BUFFER_BYTES_MIN);
 
 /** A buffer that nobody needed for this long, or twice this long, is given back. */
-export const TRIM_INTERVAL_NS = 2_000_000_000;
+const TRIM_INTERVAL_NS = 2_000_000_000;
 /** At most this much is given back at once: about a quarter of a millisecond of work. */
 const TRIM_BYTES_PER_CALL = 4 * 1024 * 1024;
 /** Then the requests that wait come first. */

@@ -3,6 +3,22 @@
  * threads. Thread: iothread. Everything is submitted with a token and completes exactly once.
  */
 
+import type { Linux } from "../runtime/linux.ts";
+import type { Memory } from "./memory.ts";
+import type { OffloadPool } from "./offload.ts";
+
+/** What an engine is made of. */
+export interface EngineOptions {
+  readonly linux: Linux;
+  /** The thread's: what readv() and writev() are given is looked at there. */
+  readonly memory: Memory;
+  /** By kind; an engine may add kinds of its own. */
+  readonly handlers: CompletionHandler[];
+  /** Called once, at the first operation that may block. */
+  readonly offload: () => OffloadPool;
+  readonly nowNs: () => number;
+}
+
 /** Kinds fit 8 bits, slots 24. */
 export const TOKEN_SLOT_BITS = 24;
 export const TOKEN_SLOT_MAX = (1 << TOKEN_SLOT_BITS) - 1;
@@ -24,7 +40,7 @@ export type CompletionHandler = (slot: number, result: number) => void;
  * of them fails at once; even a full submission queue is the engine's own business.
  *
  * Results may be short (`read`, `write`, `recv`, `send`): the caller goes on from there. After
- * -EINTR or -EAGAIN it starts the operation again. Sockets are in blocking mode; no call ever
+ * -EINTR or -EAGAIN it starts the operation again. Whatever mode a socket is in, no call ever
  * blocks.
  */
 export interface IoEngine {

@@ -1,22 +1,8 @@
 /** Chooses the I/O engine of a reactor: by trying, or as it is forced. Thread: iothread. */
-import type { Linux } from "../runtime/linux.ts";
 import { OutportError } from "../util/error.ts";
-import type { CompletionHandler, IoEngine } from "./engine.ts";
+import type { EngineOptions, IoEngine } from "./engine.ts";
 import { createEpollEngine } from "./epoll.ts";
-import type { Memory } from "./memory.ts";
-import type { OffloadPool } from "./offload.ts";
 import { createUringEngine } from "./uring.ts";
-
-export interface EngineOptions {
-  readonly linux: Linux;
-  /** The thread's. */
-  readonly memory: Memory;
-  /** By kind. */
-  readonly handlers: CompletionHandler[];
-  /** Made at the first operation that needs it. */
-  readonly offload: () => OffloadPool;
-  readonly nowNs: () => number;
-}
 
 export interface ChosenEngine {
   readonly engine: IoEngine;

@@ -19,6 +19,7 @@ import { assert, OutportError } from "../util/error.ts";
 import { CompletionQueue } from "./completions.ts";
 import {
   type CompletionHandler,
+  type EngineOptions,
   type IoEngine,
   TOKEN_SLOT_BITS,
   TOKEN_SLOT_MAX,
@@ -28,17 +29,6 @@ import { InlineFiles } from "./inline-files.ts";
 import { Memory } from "./memory.ts";
 import type { OffloadPool } from "./offload.ts";
 import { ACCEPT, POLL, RECV, RECVMSG, Readiness, SEND, SENDMSG } from "./readiness.ts";
-
-export interface EpollEngineOptions {
-  readonly linux: Linux;
-  /** The thread's: what readv() and writev() are given is looked at there. */
-  readonly memory: Memory;
-  /** By kind. */
-  readonly handlers: CompletionHandler[];
-  /** Made at the first operation that may block. */
-  readonly offload: () => OffloadPool;
-  readonly nowNs: () => number;
-}
 
 /** Events taken by one system call. */
 const EVENTS_MAX = 256;
@@ -58,7 +48,7 @@ const TIMESPEC_AT = 4096;
 const MEMORY_BYTES = 8192;
 
 /** Throws OutportError of kind "limit" when there is no descriptor or memory left. */
-export function createEpollEngine(options: EpollEngineOptions): IoEngine {
+export function createEpollEngine(options: EngineOptions): IoEngine {
   return new EpollEngine(options);
 }
 
@@ -81,7 +71,7 @@ class EpollEngine implements IoEngine {
   #eventSize: number;
   #eventData: number;
 
-  constructor({ linux, memory, handlers, offload, nowNs }: EpollEngineOptions) {
+  constructor({ linux, memory, handlers, offload, nowNs }: EngineOptions) {
     this.#linux = linux;
     this.#threadMemory = memory;
     this.#handlers = handlers;

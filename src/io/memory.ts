@@ -24,7 +24,6 @@ export class Memory {
   readonly address: number;
   readonly bytes: number;
   readonly u8: Uint8Array;
-  readonly u16: Uint16Array;
   readonly u32: Uint32Array;
   readonly i32: Int32Array;
   readonly f64: Float64Array;
@@ -44,7 +43,6 @@ export class Memory {
     // last.
     const buffer = linux.ffi.view(address, bytes);
     this.u8 = new Uint8Array(buffer);
-    this.u16 = new Uint16Array(buffer);
     this.u32 = new Uint32Array(buffer);
     this.i32 = new Int32Array(buffer);
     this.f64 = new Float64Array(buffer);

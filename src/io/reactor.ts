@@ -19,7 +19,7 @@ import { NONE, RequestTable } from "./requests.ts";
 import { Timers } from "./timers.ts";
 
 /** Requests in flight per iothread; what is over it waits in the sockets. */
-export const REQUESTS_MAX = 4096;
+const REQUESTS_MAX = 4096;
 /** Async operations (reactor.op) in flight per iothread: of each request, each descriptor, one. */
 const OPS_MAX = 1024 * 1024;
 

@@ -36,7 +36,6 @@ export class RequestTable {
   /** The backend's own. */
   readonly carrier: (RequestCarrier | null)[];
   readonly doneBytes: Float64Array;
-  readonly startNs: Float64Array;
   #free: Int32Array;
   #freeCount: number;
   #waiters: (() => void)[] = [];
@@ -51,7 +50,6 @@ export class RequestTable {
     this.owner = new Array(capacity).fill(null);
     this.carrier = new Array(capacity).fill(null);
     this.doneBytes = new Float64Array(capacity);
-    this.startNs = new Float64Array(capacity);
     this.#free = new Int32Array(capacity);
     for (let i = 0; i < capacity; i++) this.#free[i] = capacity - 1 - i;
     this.#freeCount = capacity;

@@ -3,7 +3,15 @@
  * issuer. Spec: io_uring_setup(2), io_uring_enter(2), include/uapi/linux/io_uring.h
  */
 import * as abi from "../abi/io-uring.ts";
-import { MAP_POPULATE, MAP_SHARED, PROT_READ, PROT_WRITE } from "../abi/linux.ts";
+import {
+  MAP_POPULATE,
+  MAP_SHARED,
+  PROT_READ,
+  PROT_WRITE,
+  TIMESPEC_NSEC,
+  TIMESPEC_SEC,
+  TIMESPEC_SIZE,
+} from "../abi/linux.ts";
 import { EINVAL, strerror } from "../runtime/errno.ts";
 import type { Linux } from "../runtime/linux.ts";
 import { OutportError } from "../util/error.ts";
@@ -43,7 +51,8 @@ const OPERATIONS_NEEDED = [
 
 /** Scratch memory of a ring: set-up structures first, then the timeout of enter(). */
 const SCRATCH_BYTES = 4096;
-const ARG_AT = 16;
+const TIMESPEC_AT = 0;
+const ARG_AT = TIMESPEC_AT + TIMESPEC_SIZE;
 const NS_PER_S = 1_000_000_000;
 
 export class Ring {
@@ -188,12 +197,12 @@ export class Ring {
     }
     const scratch = this.#scratch;
     const seconds = Math.floor(timeoutNs / NS_PER_S);
-    // struct __kernel_timespec at 0, struct io_uring_getevents_arg behind it; the rest stays 0.
-    scratch.setU64(0, seconds);
-    scratch.setU64(8, timeoutNs - seconds * NS_PER_S);
+    // struct __kernel_timespec, struct io_uring_getevents_arg behind it; the rest stays 0.
+    scratch.setU64(TIMESPEC_AT + TIMESPEC_SEC, seconds);
+    scratch.setU64(TIMESPEC_AT + TIMESPEC_NSEC, timeoutNs - seconds * NS_PER_S);
     scratch.setU64(ARG_AT, 0);
     scratch.setU64(ARG_AT + 8, 0);
-    scratch.setU64(ARG_AT + abi.GETEVENTS_ARG_TS, scratch.address);
+    scratch.setU64(ARG_AT + abi.GETEVENTS_ARG_TS, scratch.address + TIMESPEC_AT);
     return this.#linux.ioUringEnter(
       this.fd,
       this.queued,

@@ -6,11 +6,11 @@ import * as abi from "../abi/io-uring.ts";
 import { POLLIN } from "../abi/linux.ts";
 import { SOCK_CLOEXEC } from "../abi/linux-socket.ts";
 import { EAGAIN, EBUSY, EINTR, ETIME, strerror } from "../runtime/errno.ts";
-import type { Linux } from "../runtime/linux.ts";
 import { assert } from "../util/error.ts";
 import { CompletionQueue } from "./completions.ts";
 import {
   type CompletionHandler,
+  type EngineOptions,
   type IoEngine,
   makeToken,
   TOKEN_SLOT_BITS,
@@ -21,14 +21,7 @@ import { InlineFiles } from "./inline-files.ts";
 import type { OffloadPool } from "./offload.ts";
 import { Ring } from "./ring.ts";
 
-export interface UringEngineOptions {
-  readonly linux: Linux;
-  readonly nowNs: () => number;
-  /** By kind; the engine adds kinds of its own. */
-  readonly handlers: CompletionHandler[];
-  /** Made at the first call(). */
-  readonly offload: () => OffloadPool;
-}
+type UringEngineOptions = Omit<EngineOptions, "memory">;
 
 /** Throws OutportError of kind "unsupported" where io_uring is missing or forbidden. */
 export function createUringEngine(options: UringEngineOptions): IoEngine {

@@ -7,8 +7,9 @@ import { POLLIN } from "../abi/linux.ts";
 import { makeToken } from "../io/engine.ts";
 import type { Reactor } from "../io/reactor.ts";
 import type { Thread, ThreadStart } from "../runtime/driver.ts";
-import { type ErrorKind, OutportError, type QapiErrorClass } from "../util/error.ts";
+import { OutportError } from "../util/error.ts";
 import type {
+  ErrorMessage,
   FromIothread,
   IothreadCall,
   IothreadCalls,
@@ -111,16 +112,10 @@ async function answer(
   start.send(message);
 }
 
-interface ErrorMessage {
-  readonly kind: string;
-  readonly message: string;
-  readonly qapiClass: string;
-}
-
-export function encodeError({ kind, message, qapiClass }: OutportError): ErrorMessage {
+function encodeError({ kind, message, qapiClass }: OutportError): ErrorMessage {
   return { kind, message, qapiClass };
 }
 
-export function decodeError({ kind, message, qapiClass }: ErrorMessage): OutportError {
-  return new OutportError(kind as ErrorKind, message, { qapiClass: qapiClass as QapiErrorClass });
+function decodeError({ kind, message, qapiClass }: ErrorMessage): OutportError {
+  return new OutportError(kind, message, { qapiClass });
 }

@@ -1,13 +1,13 @@
 /**
  * What main asks of an iothread, and what it answers: the only way in which the two meet.
  * Everything here is structured-cloneable; wire names of QAPI stay as they are inside `options`.
+ * Thread: both.
  */
+import type { ErrorKind, QapiErrorClass } from "../util/error.ts";
+import type { LogLevel } from "../util/log.ts";
 
-/** Options and graph position of a node to open; its children are open in the same iothread. */
-export interface NodeOpen {
-  readonly nodeName: string;
-  readonly driver: string;
-  readonly options: Readonly<Record<string, unknown>>;
+/** Members of BlockdevOptions that every driver has, defaults and inheritance applied. */
+export interface CommonNodeOptions {
   readonly readOnly: boolean;
   readonly autoReadOnly: boolean;
   readonly forceShare: boolean;
@@ -15,6 +15,14 @@ export interface NodeOpen {
   readonly cacheNoFlush: boolean;
   readonly discardUnmap: boolean;
   readonly detectZeroes: "off" | "on" | "unmap";
+}
+
+/** Options and graph position of a node to open; its children are open in the same iothread. */
+export interface NodeOpen extends CommonNodeOptions {
+  readonly nodeName: string;
+  readonly driver: string;
+  /** The driver's own members of BlockdevOptions, checked, wire names. */
+  readonly options: Readonly<Record<string, unknown>>;
   /** Role to node name. */
   readonly children: Readonly<Record<string, string>>;
 }
@@ -144,7 +152,7 @@ export interface NbdAdopt {
 /** What an iothread tells main by itself. */
 export type IothreadEvent =
   | { readonly event: "ready"; readonly engine: string }
-  | { readonly event: "log"; readonly level: "error" | "warn" | "info"; readonly text: string }
+  | { readonly event: "log"; readonly level: LogLevel; readonly text: string }
   /** From the listening thread: a client chose an export that lives on `iothread`. */
   | { readonly event: "nbd-adopt"; readonly iothread: string; readonly adopt: NbdAdopt }
   /** An adopted connection ended, on the thread of its export. */
@@ -163,6 +171,13 @@ export interface IothreadStart {
   readonly engine: "io_uring" | "epoll" | undefined;
 }
 
+/** An OutportError on its way: a clone of the object itself would lose its class. */
+export interface ErrorMessage {
+  readonly kind: ErrorKind;
+  readonly message: string;
+  readonly qapiClass: QapiErrorClass;
+}
+
 /** Envelopes on the port. */
 export type ToIothread = {
   readonly call: IothreadCall;
@@ -171,5 +186,5 @@ export type ToIothread = {
 };
 export type FromIothread =
   | { readonly seq: number; readonly reply: unknown }
-  | { readonly seq: number; readonly error: { kind: string; message: string; qapiClass: string } }
+  | { readonly seq: number; readonly error: ErrorMessage }
   | { readonly event: IothreadEvent };

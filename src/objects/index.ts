@@ -1,4 +1,4 @@
-/** Every kind of object. */
+/** Every kind of object. Thread: main. */
 import { type IothreadStarter, iothreadKind } from "./iothread.ts";
 import type { ObjectKind } from "./registry.ts";
 

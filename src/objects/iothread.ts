@@ -1,21 +1,11 @@
 /** The object kind iothread. Thread: main. Spec: qapi/qom.json IothreadProperties */
+import type { IothreadPool } from "../iothread/pool.ts";
 import { int, optional } from "../qapi/scalars.ts";
 import { OutportError } from "../util/error.ts";
 import type { ObjectKind } from "./registry.ts";
 
 /** What it needs of the pool of threads. */
-export interface IothreadStarter {
-  start(
-    id: string,
-    options: {
-      readonly pollMaxNs?: number;
-      readonly pollGrow?: number;
-      readonly pollShrink?: number;
-    },
-  ): Promise<void>;
-  /** Throws in-use. */
-  stop(id: string): Promise<void>;
-}
+export type IothreadStarter = Pick<IothreadPool, "start" | "stop">;
 
 /** QEMU's defaults. */
 const THREAD_POOL_MAX = 64;

@@ -14,7 +14,7 @@ import type {
   UnionSchema,
 } from "valibot";
 import { OutportError } from "../util/error.ts";
-import { parseInteger, parseSize } from "./numbers.ts";
+import { parseInteger, parseSize, parseSwitch } from "./numbers.ts";
 import { factsOf } from "./scalars.ts";
 import type { IntegerFacts, ObjectMembers, UnionFacts } from "./types.ts";
 
@@ -155,18 +155,8 @@ function visitEnum(values: readonly string[], value: unknown, at: Place, mode: I
 function visitBool(value: unknown, at: Place, mode: InputMode): unknown {
   const given = scalar(value, at, mode, "boolean");
   if (mode === "json") return given;
-  switch (given) {
-    case "on":
-    case "yes":
-    case "true":
-    case "y":
-      return true;
-    case "off":
-    case "no":
-    case "false":
-    case "n":
-      return false;
-  }
+  const parsed = parseSwitch(given as string);
+  if (parsed !== undefined) return parsed;
   throw new OutportError("invalid", `Parameter '${at.path}' expects 'on' or 'off'`);
 }
 

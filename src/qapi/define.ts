@@ -1,4 +1,4 @@
-/** Definitions of commands, typed by their schemas. */
+/** Definitions of commands, typed by their schemas. Pure. */
 import type { GenericSchema, InferOutput } from "valibot";
 import type { AnyCommand, Command } from "./types.ts";
 

@@ -1,6 +1,7 @@
 /**
- * Numbers as the command line writes them.
- * Spec: QEMU util/cutils.c: qemu_strtoi64(), qemu_strtou64(), qemu_strtosz()
+ * Numbers and switches as the command line writes them. Pure.
+ * Spec: QEMU util/cutils.c: qemu_strtoi64(), qemu_strtou64(), qemu_strtosz();
+ * qapi/qapi-util.c: qapi_bool_parse()
  */
 
 /** An integer in C's notation: blanks, a sign, then decimal, 0x hexadecimal or 0 octal. */
@@ -8,6 +9,12 @@ const INTEGER = /^[ \t\n\v\f\r]*([+-]?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)$/
 const SIZE = /^[ \t\n\v\f\r]*\+?([0-9]+(?:\.[0-9]*)?|\.[0-9]+)([bBkKmMgGtTpPeE]?)$/;
 const SIZE_HEX = /^[ \t\n\v\f\r]*\+?0[xX]([0-9a-fA-F]+)$/;
 const SIZE_UNITS = "bkmgtpe";
+
+/** Undefined when `text` is not one of the words for on and off. */
+export function parseSwitch(text: string): boolean | undefined {
+  if (["on", "yes", "true", "y"].includes(text)) return true;
+  return ["off", "no", "false", "n"].includes(text) ? false : undefined;
+}
 
 /** Undefined when `text` is not an integer. */
 export function parseInteger(text: string): bigint | undefined {

@@ -1,4 +1,7 @@
-/** QAPI's built-in types and the ways to combine them, as valibot schemas. */
+/**
+ * QAPI's built-in types and the ways to combine them, as valibot schemas. Pure.
+ * Spec: QEMU docs/devel/qapi-code-gen.rst
+ */
 
 import type { GenericSchema } from "valibot";
 import * as v from "valibot";
@@ -34,8 +37,6 @@ export const nullValue = v.null();
 
 /** QAPI's `int` is an int64. Values are JavaScript numbers up to 2^53 - 1. */
 export const int = integer("int64_t", -(2n ** 63n), 2n ** 63n - 1n);
-export const int64 = int;
-export const uint8 = integer("uint8_t", 0n, 2n ** 8n - 1n);
 export const uint16 = integer("uint16_t", 0n, 2n ** 16n - 1n);
 export const uint32 = integer("uint32_t", 0n, 2n ** 32n - 1n);
 export const uint64 = integer("uint64_t", 0n, 2n ** 64n - 1n);

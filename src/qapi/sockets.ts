@@ -1,4 +1,4 @@
-/** Socket addresses. Spec: qapi/sockets.json */
+/** Socket addresses. Pure. Spec: qapi/sockets.json */
 import type { InferOutput } from "valibot";
 import { bool, enumeration, object, optional, str, uint16, uint32, union } from "./scalars.ts";
 import type { ObjectMembers } from "./types.ts";

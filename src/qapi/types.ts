@@ -1,6 +1,6 @@
 /**
  * The shapes in which QAPI is written here: valibot schemas that carry their QAPI facts as
- * metadata, and the definitions of commands and events made of them.
+ * metadata, and the definitions of commands made of them. Pure.
  * Spec: QEMU docs/devel/qapi-code-gen.rst
  */
 import type { GenericSchema, InferOutput, StrictObjectSchema } from "valibot";
@@ -82,10 +82,3 @@ export interface Command<Arguments = unknown, Returns = unknown> {
 
 /** A command of any type: what tables hold. */
 export type AnyCommand = Command<never, unknown>;
-
-/** One event as it is declared. */
-export interface EventDefinition<Data = unknown> {
-  readonly name: string;
-  readonly data: GenericSchema<unknown, Data>;
-  readonly documentation: string;
-}

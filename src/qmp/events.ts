@@ -1,16 +1,6 @@
 /**
  * Events on their way to the monitors. Thread: main. Spec: QEMU docs/interop/qmp-spec.rst "event"
  */
-import { object, str } from "../qapi/scalars.ts";
-import type { EventDefinition } from "../qapi/types.ts";
-
-export const eventDefinitions: readonly EventDefinition[] = [
-  {
-    name: "BLOCK_EXPORT_DELETED",
-    data: object("q_obj_BLOCK_EXPORT_DELETED-arg", { id: str }),
-    documentation: "A block export is gone, and its id may be used again.",
-  },
-];
 
 /** One event as it goes over the wire. */
 export interface QmpEvent {

@@ -1,4 +1,7 @@
-/** Decodes the text of a JSON string token. Spec: QEMU qobject/json-parser.c, parse_string() */
+/**
+ * Decodes the text of a JSON string token. Pure.
+ * Spec: QEMU qobject/json-parser.c, parse_string()
+ */
 
 const decoder = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 /** What QEMU does not take for a character: U+FFFE, U+FFFF of each plane, U+FDD0..U+FDEF. */

@@ -1,5 +1,6 @@
 /**
  * Writes a value as JSON the way QSD does, to the blank: scripts compare its lines as text.
+ * Pure.
  * Spec: QEMU qobject/json-writer.c
  */
 

@@ -241,13 +241,6 @@ export class Linux {
     return bytes === 8 ? this.#getU64(SCRATCH_STRUCT) : this.#view.getUint32(SCRATCH_STRUCT, true);
   }
 
-  /** An ioctl over a range of bytes, given as two u64 (BLKDISCARD, BLKZEROOUT). Blocks. */
-  ioctlRange(fd: number, request: number, offset: number, bytes: number): number {
-    const address = this.#u64(SCRATCH_STRUCT, offset);
-    this.#u64(SCRATCH_STRUCT + 8, bytes);
-    return this.ioctl(fd, request, address);
-  }
-
   /** Close-on-exec. */
   pipe(flags = 0): { readFd: number; writeFd: number } | number {
     const address = this.#scratch + SCRATCH_STRUCT;

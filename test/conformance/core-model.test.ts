@@ -4,6 +4,7 @@ import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readFile } from "node:fs/promises";
 import { assertSameBytes, MiB } from "../support/images.ts";
 import { type Mode, NbdClient } from "../support/nbd-client.ts";
+import { randomSeed } from "../support/random.ts";
 import { DiskModel } from "./disk-model.ts";
 import { type Scene, type ServeOptions, serve } from "./scene.ts";
 
@@ -13,8 +14,7 @@ const OPERATIONS = 6_000;
 const DEPTH = 6;
 const BYTES = 2 * MiB;
 
-const seedBase = Number(process.env.OUTPORT_SEED ?? Date.now() % 1_000_000);
-console.log(`core-model: OUTPORT_SEED=${seedBase}`);
+const seedBase = randomSeed();
 
 function openClient(disk: Scene, mode: Mode): Promise<NbdClient> {
   const contexts = mode === "simple" ? {} : { contexts: ["base:allocation"] };

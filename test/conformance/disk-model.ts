@@ -16,31 +16,11 @@ import {
 } from "../../src/abi/nbd.ts";
 import { assertSameBytes, pattern } from "../support/images.ts";
 import { type NbdClient, NbdError } from "../support/nbd-client.ts";
+import { Random } from "../support/random.ts";
 
 interface Range {
   readonly offset: number;
   readonly bytes: number;
-}
-
-/** Random numbers that a seed repeats (mulberry32). */
-export class Random {
-  #state: number;
-
-  constructor(seed: number) {
-    this.#state = seed >>> 0;
-  }
-
-  /** An integer in [0, limit). */
-  below(limit: number): number {
-    this.#state = (this.#state + 0x6d2b79f5) >>> 0;
-    let mixed = Math.imul(this.#state ^ (this.#state >>> 15), this.#state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return Math.floor((((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32) * limit);
-  }
-
-  pick<T>(choices: readonly T[]): T {
-    return choices[this.below(choices.length)] as T;
-  }
 }
 
 const overlap = (a: Range, b: Range) =>

@@ -15,7 +15,7 @@ import { assertSameBytes, MiB } from "../support/images.ts";
 import { NbdClient } from "../support/nbd-client.ts";
 import { concat, infoData, option, request, u32 } from "../support/nbd-wire.ts";
 import { sleep } from "../support/process.ts";
-import { fuzzCases, fuzzSeed, Random } from "../support/random.ts";
+import { fuzzCases, Random, randomSeed } from "../support/random.ts";
 
 setDefaultTimeout(120_000);
 
@@ -92,7 +92,7 @@ async function checkData(disk: Scene, random: Random, more: () => boolean): Prom
 }
 
 test("the NBD server survives clients that send garbage", async () => {
-  const seed = fuzzSeed();
+  const seed = randomSeed();
   const cases = fuzzCases(400);
   await using disk = await serve({ bytes: EXPORT_BYTES, server: "max-connections=0" });
   const atOnce = 8;

@@ -27,7 +27,7 @@ import { openContext } from "../support/block.ts";
 import { KiB, MiB, pattern } from "../support/images.ts";
 import { NbdRig, type Peer } from "../support/nbd-rig.ts";
 import { request } from "../support/nbd-wire.ts";
-import { fuzzCases, fuzzSeed, Random } from "../support/random.ts";
+import { fuzzCases, Random, randomSeed } from "../support/random.ts";
 import { ENGINES, runOn } from "../support/reactor.ts";
 
 setDefaultTimeout(120_000);
@@ -45,7 +45,7 @@ const BAD_CLIENTS = 4;
 const BAD_REQUESTS = 12;
 const OFFSET_AT = 16;
 
-const seed = fuzzSeed();
+const seed = randomSeed();
 const requestsEach = fuzzCases(400);
 const folder = mkdtempSync(join(tmpdir(), "outport-fuzz-"));
 afterAll(() => rmSync(folder, { recursive: true }));

@@ -5,7 +5,7 @@ import net from "node:net";
 export type Address = { readonly path: string } | { readonly host: string; readonly port: number };
 
 /** The peer closed before the bytes asked for had come. */
-export class EndOfStream extends Error {
+class EndOfStream extends Error {
   constructor(wanted: number, got: number) {
     super(`the peer closed after ${got} of ${wanted} bytes`);
   }

@@ -8,7 +8,7 @@ import { accessSync, constants } from "node:fs";
 import { delimiter, join } from "node:path";
 
 /** Each program with the Debian package that has it. */
-export const CLIENTS = {
+const CLIENTS = {
   fio: "fio",
   losetup: "mount",
   mount: "mount",
@@ -23,7 +23,7 @@ export const CLIENTS = {
   umount: "mount",
 } as const;
 
-export type ClientName = keyof typeof CLIENTS;
+type ClientName = keyof typeof CLIENTS;
 
 /** The Debian packages that hold all of `CLIENTS`. */
 export const CLIENT_PACKAGES: readonly string[] = [...new Set(Object.values(CLIENTS))].sort();

@@ -6,7 +6,6 @@ import {
   NBD_OPTION_REPLY_HEADER_BYTES,
   NBD_OPTS_MAGIC_HI,
   NBD_OPTS_MAGIC_LO,
-  NBD_REP_FLAG_ERROR,
   NBD_REP_MAGIC_HI,
   NBD_REP_MAGIC_LO,
   NBD_REQUEST_MAGIC,
@@ -111,10 +110,6 @@ export function request(fields: RequestFields, extended = false): Uint8Array {
     u64(fields.offset ?? 0),
     extended ? u64(length) : u32(Number(length)),
   );
-}
-
-export function isError(reply: OptionReply): boolean {
-  return reply.type >= NBD_REP_FLAG_ERROR;
 }
 
 /** Whole option replies at the beginning of `bytes`, and how many bytes they took. */

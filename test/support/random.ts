@@ -1,9 +1,11 @@
-/** Reproducible random values for fuzz tests: FUZZ_SEED repeats a run, FUZZ_CASES sizes it. */
+/**
+ * Reproducible random values for tests: OUTPORT_SEED repeats a run, FUZZ_CASES sizes a fuzz test.
+ */
 
-/** A new one unless FUZZ_SEED is set; printed, so that a failure can be repeated. */
-export function fuzzSeed(): number {
-  const seed = Number(process.env.FUZZ_SEED ?? Math.floor(Math.random() * 2 ** 31));
-  console.log(`FUZZ_SEED=${seed}`);
+/** A new one unless OUTPORT_SEED is set; printed, so that a failure can be repeated. */
+export function randomSeed(): number {
+  const seed = Number(process.env.OUTPORT_SEED ?? Math.floor(Math.random() * 2 ** 31));
+  console.log(`OUTPORT_SEED=${seed}`);
   return seed;
 }
 
@@ -11,7 +13,7 @@ export function fuzzCases(usual: number): number {
   return Number(process.env.FUZZ_CASES ?? usual);
 }
 
-/** Small and quick (mulberry32); no more random than fuzzing needs. */
+/** Small and quick (mulberry32); no more random than tests need. */
 export class Random {
   #state: number;
 

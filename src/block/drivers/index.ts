@@ -1,4 +1,4 @@
-/** The block drivers that there are. To add one: its file here, and a line below. */
+/** The block drivers that there are. To add one: its file here, and a line below. Thread: any. */
 import type { BlockDriver } from "../driver.ts";
 import { file, hostDevice } from "./file/index.ts";
 import { nullAio, nullCo } from "./null.ts";

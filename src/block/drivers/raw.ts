@@ -7,7 +7,7 @@
 import { int, optional } from "../../qapi/scalars.ts";
 import { EINVAL, ENOSPC } from "../../runtime/errno.ts";
 import { OutportError } from "../../util/error.ts";
-import { describeNode, jsonFilename, nodeBytes } from "../description.ts";
+import { describeNode, jsonFilename, nodeBytes, SECTOR_BYTES } from "../description.ts";
 import type { BlockDriver, OpenContext, Permissions } from "../driver.ts";
 import {
   type BlockLimits,
@@ -19,7 +19,6 @@ import {
   OP_WRITE,
   type Op,
   PERM_RESIZE,
-  PERM_WRITE,
   REQ_MAY_UNMAP,
   type Resolution,
   type ResolutionKind,
@@ -28,9 +27,8 @@ import {
   STATUS_ZERO,
   ZERO,
 } from "../node.ts";
+import { checkWriteLength } from "../permissions.ts";
 import { writeDetectedZeroes } from "../zeroes.ts";
-
-const SECTOR_BYTES = 512;
 
 interface RawOptions {
   readonly offset?: number;
@@ -129,13 +127,7 @@ class RawNode implements BlockNode {
   }
 
   async setPermissions(used: number): Promise<void> {
-    if ((used & PERM_WRITE) !== 0 && this.bytes % this.limits.requestAlignment !== 0) {
-      throw new OutportError(
-        "permission",
-        "Cannot get 'write' permission without 'resize': " +
-          "Image size is not a multiple of request alignment",
-      );
-    }
+    checkWriteLength(this, used);
   }
 
   describe(): Record<string, unknown> {

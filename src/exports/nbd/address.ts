@@ -20,6 +20,8 @@ export interface ListenPlan {
 
 const PORT_MAX = 65535;
 const U32_MAX = 0xffff_ffff;
+/** An int of the kernel. */
+const FD_MAX = 0x7fff_ffff;
 /** Services that people name. Spec: IANA service names */
 const SERVICES: Readonly<Record<string, number>> = { nbd: 10809 };
 
@@ -43,7 +45,7 @@ export async function planListen(
       return { label: `vsock:${cid}:${port}`, choices: [[{ type: "vsock", cid, port }]] };
     }
     case "fd": {
-      const fd = parseNumber(address.str, 0x7fff_ffff);
+      const fd = parseNumber(address.str, FD_MAX);
       if (fd === null) {
         throw new OutportError("invalid", "only QEMU supports file descriptor passing");
       }
@@ -72,19 +74,7 @@ async function planInet(address: Inet, resolve: Sockets["resolve"]): Promise<Lis
   }
   const first = port === "" ? 0 : (SERVICES[port] ?? parseNumber(port, PORT_MAX));
   if (first === null) throw failed("Servname not supported for ai_socktype");
-  // One of the two alone, when it is asked for or the other is forbidden.
-  const only =
-    ipv6 === true
-      ? ipv4 === true
-        ? 0
-        : 6
-      : ipv4 === true
-        ? 4
-        : ipv4 === false
-          ? 6
-          : ipv6 === false
-            ? 4
-            : 0;
+  const only = onlyFamily(address);
   const hosts = await lookUp(host, resolve).catch(() => {
     throw failed("Name or service not known");
   });
@@ -97,6 +87,14 @@ async function planInet(address: Inet, resolve: Sockets["resolve"]): Promise<Lis
     choices.push(wanted.map((one) => ({ type: "inet", ...one, port: p, v6only })));
   }
   return { label, choices };
+}
+
+/** One of the two alone, when it is asked for or the other is forbidden; else 0. */
+function onlyFamily({ ipv4, ipv6 }: Inet): 0 | 4 | 6 {
+  if (ipv4 === ipv6) return 0;
+  if (ipv6 === true) return 6;
+  if (ipv4 === true) return 4;
+  return ipv4 === false ? 6 : 4;
 }
 
 async function lookUp(

@@ -19,6 +19,7 @@ import {
   NBD_CMD_READ,
   NBD_CMD_WRITE,
   NBD_MAX_BUFFER_SIZE,
+  NBD_SIMPLE_REPLY_BYTES,
 } from "../../abi/nbd.ts";
 import type { BlockBackend } from "../../block/backend.ts";
 import { OP_READ, type Resolution } from "../../block/node.ts";
@@ -325,7 +326,10 @@ export class NbdConnection implements RequestOwner {
     this.send(at, bytes, at, true);
   }
 
-  /** Answers the errno `result` from the buffer `at`. */
+  /**
+   * Answers the errno `result` from the buffer `at`.
+   * QSD differs: after a failed read it drops the connection when replies are structured.
+   */
   replyError(at: number, to: ReplyTo, result: number, message: string): void {
     const { view } = this.reactor.memory;
     const error = nbdError(result);
@@ -337,15 +341,16 @@ export class NbdConnection implements RequestOwner {
   }
 
   #replyData(at: number, to: ReplyTo, bytes: number): void {
-    const { view } = this.reactor.memory;
-    if (!this.structured) {
-      const header = writeSimpleReply(view, at - 16, to, 0);
-      this.send(at - header, header + bytes, at, true);
-      return;
-    }
-    const header = dataHeaderBytes(this.extended);
-    writeDataHeader(view, at - header, this.extended, to, true, to.offset, bytes);
+    const header = this.writeReadHeader(at, to, bytes);
     this.send(at - header, header + bytes, at, true);
+  }
+
+  /** The only header of a read's reply, right before its data at `at`. Returns its length. */
+  writeReadHeader(at: number, to: ReplyTo, bytes: number): number {
+    const { view } = this.reactor.memory;
+    if (!this.structured) return writeSimpleReply(view, at - NBD_SIMPLE_REPLY_BYTES, to, 0);
+    const header = dataHeaderBytes(this.extended);
+    return writeDataHeader(view, at - header, this.extended, to, true, to.offset, bytes);
   }
 
   /** A command ended that sent no last piece. */

@@ -17,7 +17,7 @@ import { planListen } from "./address.ts";
 import type { NbdExportInfo } from "./export-table.ts";
 
 /** Members of BlockExportOptionsNbd. */
-export const nbdExportMembers = {
+const nbdExportMembers = {
   name: optional(str, "Name of the export for clients (default: the node's name)"),
   description: optional(str, "Free-form description, up to 4096 bytes"),
   bitmaps: optional(

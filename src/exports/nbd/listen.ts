@@ -21,7 +21,6 @@ import {
 import type { ListenAddress } from "../../iothread/messages.ts";
 import { EADDRINUSE, EAGAIN, ENOENT, strerror } from "../../runtime/errno.ts";
 import type { Linux } from "../../runtime/linux.ts";
-import { UNIX_PATH_BYTES_MAX } from "../../runtime/sockaddr.ts";
 import { OutportError } from "../../util/error.ts";
 
 /** SOMAXCONN of Linux; the host's own limit caps it. */
@@ -54,7 +53,10 @@ export function openListener(linux: Linux, address: ListenAddress): Listener {
   }
 }
 
-/** Closes it; removes its file unless someone has put another one there. */
+/**
+ * Closes it; removes its file unless someone has put another one there.
+ * QSD differs: it leaves the file behind when the process ends by a signal or by quit.
+ */
 export function closeListener(linux: Linux, listener: Listener): void {
   linux.close(listener.fd);
   if (listener.file === null) return;
@@ -65,10 +67,7 @@ export function closeListener(linux: Linux, listener: Listener): void {
 
 function listenUnix(linux: Linux, path: string): Listener {
   const abstract = path.startsWith("\0");
-  const shown = abstract ? path.slice(1) : path;
-  if (new TextEncoder().encode(path).length > UNIX_PATH_BYTES_MAX) {
-    throw new OutportError("invalid", `UNIX socket path '${shown}' is too long`);
-  }
+  const shown = path.replaceAll("\0", "");
   if (!abstract) removeStaleSocket(linux, path);
   const fd = openSocket(linux, AF_UNIX);
   check(linux, fd, linux.bind(fd, { type: "unix", path }), `Failed to bind socket to ${shown}`);

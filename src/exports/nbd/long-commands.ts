@@ -17,13 +17,7 @@ import { replyBlockStatus } from "./block-status.ts";
 import type { NbdConnection } from "./connection.ts";
 import { failureMessage } from "./errors.ts";
 import { PayloadPipe } from "./payload-pipe.ts";
-import {
-  dataHeaderBytes,
-  writeDataHeader,
-  writeHole,
-  writeNone,
-  writeSimpleReply,
-} from "./replies.ts";
+import { dataHeaderBytes, writeDataHeader, writeHole, writeNone } from "./replies.ts";
 import { payloadBytes, type RequestHeader } from "./request.ts";
 
 /** Pieces of one command under way at a time. */
@@ -192,23 +186,13 @@ export class LongCommands {
         }
         return;
       }
-      const length = held ? 0 : this.#writeStreamHeader(header, at);
+      const length = held ? 0 : connection.writeReadHeader(at, header, header.bytes);
       if (!held) connection.hold();
       held = true;
       done += bytes;
       connection.sendNow(at - length, length + bytes, at, done === header.bytes);
     }
     connection.endHold();
-  }
-
-  /** Right before the data at `at`. Returns its length. */
-  #writeStreamHeader(header: RequestHeader, at: number): number {
-    const { memory } = this.#connection.reactor;
-    const { structured, extended } = this.#connection;
-    if (!structured) return writeSimpleReply(memory.view, at - 16, header, 0);
-    const length = dataHeaderBytes(extended);
-    const { offset, bytes } = header;
-    return writeDataHeader(memory.view, at - length, extended, header, true, offset, bytes);
   }
 
   async #write(header: RequestHeader): Promise<void> {

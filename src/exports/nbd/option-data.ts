@@ -31,7 +31,7 @@ export const ROOM = 0;
 export const READ_BYTES_MAX = NBD_MAX_STRING_SIZE;
 
 /** The data was not what it should be; the reply was sent and the data is used up. */
-export const REFUSED = null;
+const REFUSED = null;
 
 const OPTION_NAMES: ReadonlyMap<number, string> = new Map([
   [NBD_OPT_EXPORT_NAME, "export name"],

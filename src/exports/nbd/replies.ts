@@ -18,8 +18,6 @@ import {
   NBD_STRUCTURED_REPLY_MAGIC,
 } from "../../abi/nbd.ts";
 
-/** Room that any header of a data chunk takes right before its data. */
-export const HEADER_BYTES_MAX = NBD_EXTENDED_REPLY_BYTES + 8;
 /** Longest message of an error chunk; what is over it is cut. */
 const MESSAGE_BYTES_MAX = 2048;
 /** Room that the largest reply without data takes. */

@@ -17,6 +17,7 @@ import type { Reactor } from "../../io/reactor.ts";
 import type { ListenAddress, NbdServerStart } from "../../iothread/messages.ts";
 import { strerror } from "../../runtime/errno.ts";
 import { assert, OutportError } from "../../util/error.ts";
+import type { Log } from "../../util/log.ts";
 import type { ExportTable } from "./export-table.ts";
 import { Handshake, type Session } from "./handshake.ts";
 import { HandshakeConnection } from "./handshake-connection.ts";
@@ -44,7 +45,7 @@ export interface IothreadNbdServerParts {
   readonly exports: ExportTable;
   /** Takes the client; release() is due when its connection has ended. */
   readonly onSession: (entrant: NbdEntrant) => void;
-  readonly log: (level: "warn" | "info", text: string) => void;
+  readonly log: Log;
 }
 
 interface OpenListener extends Listener {

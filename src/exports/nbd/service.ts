@@ -5,6 +5,7 @@
  * be deleted safely, and whether another client may come. Thread: iothread.
  */
 import { SHUT_RDWR } from "../../abi/linux-socket.ts";
+import { NBD_MAX_BUFFER_SIZE } from "../../abi/nbd.ts";
 import { BlockBackend } from "../../block/backend.ts";
 import type { BlockNode } from "../../block/node.ts";
 import type { Reactor } from "../../io/reactor.ts";
@@ -18,6 +19,7 @@ import type {
 } from "../../iothread/messages.ts";
 import { strerror } from "../../runtime/errno.ts";
 import { assert, OutportError } from "../../util/error.ts";
+import type { Log } from "../../util/log.ts";
 import type { ExportService } from "../registry.ts";
 import { NbdConnections } from "./connections.ts";
 import { NbdExport } from "./export.ts";
@@ -26,8 +28,6 @@ import type { Session } from "./handshake.ts";
 import { ALLOCATION_DEPTH, BASE_ALLOCATION } from "./meta-context.ts";
 import { IothreadNbdServer, type NbdEntrant } from "./server.ts";
 
-/** Of one request, as NBD has it at most. */
-const BLOCK_BYTES_MAX = 32 * 1024 * 1024;
 const BLOCK_BYTES_PREFERRED = 4096;
 /** An export is whole sectors. */
 const SECTOR_BYTES = 512;
@@ -38,7 +38,7 @@ export interface NbdServiceParts {
   readonly iothread: string;
   readonly findNode: (nodeName: string) => BlockNode;
   readonly send: (event: IothreadEvent) => void;
-  readonly log: (level: "error" | "warn" | "info", text: string) => void;
+  readonly log: Log;
 }
 
 /** An export that lives here. */
@@ -234,7 +234,7 @@ function infoOf({ id, writable, options }: ExportOpen, node: BlockNode): NbdExpo
     blockSize: {
       min,
       preferred: Math.max(BLOCK_BYTES_PREFERRED, min),
-      max: Math.min(transferBytesMax, BLOCK_BYTES_MAX),
+      max: Math.min(transferBytesMax, NBD_MAX_BUFFER_SIZE),
     },
     contexts,
   };

@@ -29,7 +29,7 @@ export interface BlockGraphCommands {
 }
 
 /** BlockdevOptions: one branch per driver, its children before its own members. */
-export function blockdevOptions(drivers: readonly BlockDriver[]): GenericSchema<unknown, Wire> {
+function blockdevOptions(drivers: readonly BlockDriver[]): GenericSchema<unknown, Wire> {
   const self: GenericSchema = lazy(() => options);
   const reference = alternate("BlockdevRef", [self, str]);
   const referenceOrNull = alternate("BlockdevRefOrNull", [self, str, nullValue]);

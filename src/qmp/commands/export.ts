@@ -2,6 +2,7 @@
 import type { GenericSchema } from "valibot";
 import { blockExportCommonMembers, type ExportType } from "../../exports/export.ts";
 import type { BlockExportInfo } from "../../exports/manager.ts";
+import type { NbdServerStartOptions } from "../../exports/nbd/index.ts";
 import { defineCommand } from "../../qapi/define.ts";
 import {
   arrayOf,
@@ -14,12 +15,7 @@ import {
   uint32,
   union,
 } from "../../qapi/scalars.ts";
-import {
-  flattenAddress,
-  type SocketAddress,
-  socketAddress,
-  socketAddressLegacy,
-} from "../../qapi/sockets.ts";
+import { flattenAddress, socketAddress, socketAddressLegacy } from "../../qapi/sockets.ts";
 import type { AnyCommand } from "../../qapi/types.ts";
 
 type Wire = Readonly<Record<string, unknown>>;
@@ -39,15 +35,6 @@ export const nbdServerOptions = object("NbdServerOptions", {
   ...nbdServerBase,
   addr: socketAddress,
 });
-
-/** A start of the NBD server, checked. */
-export type NbdServerStartOptions = {
-  readonly "handshake-max-seconds"?: number | undefined;
-  readonly "tls-creds"?: string | undefined;
-  readonly "tls-authz"?: string | undefined;
-  readonly "max-connections"?: number | undefined;
-  readonly addr: SocketAddress;
-};
 
 /** What the commands need of the exports manager. */
 export interface ExportCommands {

@@ -1,4 +1,4 @@
-/** Every command. */
+/** Every command. Thread: main. */
 import type { ObjectRegistry } from "../../objects/registry.ts";
 import type { AnyCommand } from "../../qapi/types.ts";
 import { type BlockParts, blockCommands } from "./block.ts";

@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import {
+  type BlockNode,
   PERM_ALL,
   PERM_CONSISTENT_READ,
   PERM_RESIZE,
@@ -8,6 +9,7 @@ import {
 } from "../../../src/block/node.ts";
 import {
   checkParents,
+  checkWriteLength,
   childUse,
   cumulate,
   NO_PERMISSIONS,
@@ -91,6 +93,19 @@ describe("checkParents()", () => {
     expect(checkParents(readOnly, [exported(PERM_CONSISTENT_READ, PERM_ALL)]).used).toBe(
       PERM_CONSISTENT_READ,
     );
+  });
+});
+
+describe("checkWriteLength()", () => {
+  const [aligned, cut] = [8192, 8192 + 512].map((bytes) => {
+    return { bytes, limits: { requestAlignment: 4096 } } as BlockNode;
+  });
+
+  test("refuses writers of a node that ends within a block, unless they may resize it", () => {
+    expect(() => checkWriteLength(cut!, PERM_WRITE)).toThrow("Cannot get 'write' permission");
+    expect(() => checkWriteLength(cut!, PERM_WRITE | PERM_RESIZE)).not.toThrow();
+    expect(() => checkWriteLength(cut!, PERM_CONSISTENT_READ)).not.toThrow();
+    expect(() => checkWriteLength(aligned!, PERM_WRITE)).not.toThrow();
   });
 });
 

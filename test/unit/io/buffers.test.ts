@@ -7,7 +7,7 @@ import {
   HEADROOM_BYTES,
 } from "../../../src/io/buffers.ts";
 import { NONE } from "../../../src/io/requests.ts";
-import { fuzzSeed, Random } from "../../support/random.ts";
+import { Random, randomSeed } from "../../support/random.ts";
 
 const MIB = 1024 * 1024;
 const STRIDE_MAX = BUFFER_BYTES_MAX + HEADROOM_BYTES;
@@ -207,7 +207,7 @@ describe("BufferPool.trim()", () => {
 
 describe("BufferPool and a model", () => {
   test("thousands of random steps keep buffers apart and the counts right", () => {
-    const random = new Random(fuzzSeed());
+    const random = new Random(randomSeed());
     const scene = new Scene(6 * MIB);
     const { pool } = scene;
     const inUse = new Map<number, number>();

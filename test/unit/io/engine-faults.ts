@@ -4,7 +4,7 @@ import { RWF_DSYNC } from "../../../src/abi/linux.ts";
 import { EAGAIN, EINTR, EIO, ENOSPC } from "../../../src/runtime/errno.ts";
 import { Linux } from "../../../src/runtime/linux.ts";
 import { driver } from "../../support/driver.ts";
-import { fuzzSeed, Random } from "../../support/random.ts";
+import { Random, randomSeed } from "../../support/random.ts";
 import { type MakeEngine, Rig } from "./engine-rig.ts";
 
 const BLOCK_BYTES = 16_384;
@@ -154,7 +154,7 @@ export function addFaultTests(makeEngine: MakeEngine): void {
     });
 
     test("nothing is lost, doubled or made up", () => {
-      const random = new Random(fuzzSeed());
+      const random = new Random(randomSeed());
       const linux = new FaultyLinux(random);
       rig = new Rig(makeEngine, linux);
       const fd = rig.file();

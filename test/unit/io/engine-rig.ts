@@ -5,6 +5,7 @@ import { O_CREAT, O_RDWR } from "../../../src/abi/linux.ts";
 import { AF_UNIX, SOCK_STREAM } from "../../../src/abi/linux-socket.ts";
 import {
   type CompletionHandler,
+  type EngineOptions,
   type IoEngine,
   makeToken,
   type Token,
@@ -15,14 +16,7 @@ import { Linux } from "../../../src/runtime/linux.ts";
 import { assert } from "../../../src/util/error.ts";
 import { driver } from "../../support/driver.ts";
 
-export interface EngineParts {
-  readonly linux: Linux;
-  readonly memory: Memory;
-  readonly handlers: CompletionHandler[];
-  readonly offload: () => OffloadPool;
-  readonly nowNs: () => number;
-}
-export type MakeEngine = (parts: EngineParts) => IoEngine;
+export type MakeEngine = (options: EngineOptions) => IoEngine;
 
 const MEMORY_BYTES = 64 * 1024 * 1024;
 const PATIENCE_NS = 10_000_000_000;

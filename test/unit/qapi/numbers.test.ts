@@ -1,6 +1,16 @@
-/** Numbers of the command line; verdicts are those of QEMU's qemu_strtoi64() and qemu_strtosz(). */
+/** Numbers and switches of the command line; verdicts are those of QEMU's own parsers. */
 import { describe, expect, test } from "bun:test";
-import { parseInteger, parseSize } from "../../../src/qapi/numbers.ts";
+import { parseInteger, parseSize, parseSwitch } from "../../../src/qapi/numbers.ts";
+
+describe("parseSwitch()", () => {
+  test("takes QSD's words for on and off, and no others", () => {
+    expect(["on", "yes", "true", "y"].map(parseSwitch)).toEqual([true, true, true, true]);
+    expect(["off", "no", "false", "n"].map(parseSwitch)).toEqual([false, false, false, false]);
+    for (const text of ["", "ON", "1", "0", "on "]) {
+      expect([text, parseSwitch(text)]).toEqual([text, undefined]);
+    }
+  });
+});
 
 describe("parseInteger()", () => {
   test("reads decimal, hexadecimal and octal", () => {

@@ -6,6 +6,7 @@ import {
   type SocketName,
   UNIX_PATH_BYTES_MAX,
 } from "../../../src/runtime/sockaddr.ts";
+import { Random } from "../../support/random.ts";
 
 function roundTrip(name: SocketName): SocketName | undefined {
   const bytes = encodeSocketName(name);
@@ -14,17 +15,6 @@ function roundTrip(name: SocketName): SocketName | undefined {
 
 function inet6(address: string): SocketName {
   return { type: "inet", family: 6, address, port: 10809 };
-}
-
-/** Numbers in [0, bound) by mulberry32: the same ones for the same seed. */
-function randomOf(seed: number): (bound: number) => number {
-  let state = seed;
-  return (bound) => {
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) % bound;
-  };
 }
 
 describe("sockaddr", () => {
@@ -83,13 +73,14 @@ describe("sockaddr", () => {
   test("encodeSocketName() takes the addresses that the runtime takes and no other", () => {
     const seed = 20_260_101;
     console.log(`seed ${seed}`);
-    const random = randomOf(seed);
+    const random = new Random(seed);
     const alphabet = ["0", "1", "a", "F", "12", "255", "256", ".", ":", "::", "ffff", ":", "g"];
     let taken = 0;
     const wrong: string[] = [];
     for (let i = 0; i < 200_000; i++) {
       let address = "";
-      for (let n = random(16); n >= 0; n--) address += alphabet[random(alphabet.length)];
+      for (let n = random.below(16); n >= 0; n--)
+        address += alphabet[random.below(alphabet.length)];
       const six = encodeSocketName(inet6(address)) !== undefined;
       const four = encodeSocketName({ type: "inet", family: 4, address, port: 1 }) !== undefined;
       if (six !== isIPv6(address) || four !== isIPv4(address)) wrong.push(address);

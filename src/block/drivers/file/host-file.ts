@@ -94,11 +94,11 @@ export function logicalBlockBytes(linux: Linux, fd: number): number {
 }
 
 /** An error of the host in words: "what: why". */
-export function hostError(what: string, result: number): OutportError {
+function hostError(what: string, result: number): OutportError {
   return new OutportError(kindOf(result), `${what}: ${strerror(result)}`);
 }
 
-export function closingOnError<Result>(linux: Linux, fd: number, action: () => Result): Result {
+function closingOnError<Result>(linux: Linux, fd: number, action: () => Result): Result {
   try {
     return action();
   } catch (error) {

@@ -1,10 +1,11 @@
 /**
  * A host file or block device as a node: reads and writes map straight to it. Thread: iothread.
+ * Spec: QEMU block/file-posix.c; lseek(2) SEEK_DATA, SEEK_HOLE
  */
 import { SEEK_DATA, SEEK_HOLE } from "../../../abi/linux.ts";
 import type { Reactor } from "../../../io/reactor.ts";
 import { EIO, ENXIO } from "../../../runtime/errno.ts";
-import { assert, OutportError } from "../../../util/error.ts";
+import { assert } from "../../../util/error.ts";
 import { describeNode, nodeBytes } from "../../description.ts";
 import type { OpenContext, Permissions } from "../../driver.ts";
 import { ImageLocks } from "../../locks.ts";
@@ -32,11 +33,14 @@ import {
   STATUS_ZERO,
   ZERO,
 } from "../../node.ts";
+import { checkWriteLength } from "../../permissions.ts";
 import { writeDetectedZeroes } from "../../zeroes.ts";
 import { type FileDriver, reopenHostFile } from "./host-file.ts";
 import { KnownData } from "./known-data.ts";
 import { Zeroing } from "./zeroing.ts";
 
+/** What statx() counts allocated space in. */
+const STATX_BLOCK_BYTES = 512;
 const PERMS_OF_WRITERS = PERM_WRITE | PERM_WRITE_UNCHANGED | PERM_RESIZE;
 
 /** What open() found out. */
@@ -207,17 +211,7 @@ export class FileNode implements BlockNode {
 
   async setPermissions(used: number, shared: number): Promise<void> {
     const next: Permissions = { used, shared };
-    if (
-      (used & PERM_WRITE) !== 0 &&
-      (used & PERM_RESIZE) === 0 &&
-      this.bytes % this.limits.requestAlignment !== 0
-    ) {
-      throw new OutportError(
-        "permission",
-        "Cannot get 'write' permission without 'resize': " +
-          "Image size is not a multiple of request alignment",
-      );
-    }
+    checkWriteLength(this, used);
     const { readOnly, autoReadOnly } = this.#context;
     const dynamic = autoReadOnly && !readOnly;
     const writable = dynamic ? (used & PERMS_OF_WRITERS) !== 0 : this.#fdWritable;
@@ -255,7 +249,7 @@ export class FileNode implements BlockNode {
     const status = this.#reactor.linux.fstat(this.#fd);
     return describeNode(this, this.#context, {
       filename: this.#filename,
-      actualBytes: typeof status === "number" ? 0 : status.blocks * 512,
+      actualBytes: typeof status === "number" ? 0 : status.blocks * STATX_BLOCK_BYTES,
       image: { "dirty-flag": false, "format-specific": { type: "file", data: {} } },
     });
   }

@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import { KnownData, RANGES_MAX } from "../../../../../src/block/drivers/file/known-data.ts";
+import { Random } from "../../../../support/random.ts";
 
 describe("KnownData", () => {
   test("covers() only what one range holds", () => {
@@ -50,15 +51,11 @@ describe("KnownData", () => {
     const known = new KnownData();
     const bytes = 512;
     const model = new Uint8Array(bytes);
-    let state = 12345;
-    const random = (below: number) => {
-      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-      return (state >>> 8) % below;
-    };
+    const random = new Random(12345);
     for (let step = 0; step < 20_000; step++) {
-      const start = random(bytes);
-      const end = start + 1 + random(Math.min(40, bytes - start));
-      const action = random(3);
+      const start = random.below(bytes);
+      const end = start + 1 + random.below(Math.min(40, bytes - start));
+      const action = random.below(3);
       if (action === 0) {
         known.add(start, end);
         model.fill(1, start, end);

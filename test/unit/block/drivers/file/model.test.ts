@@ -23,10 +23,10 @@ import {
 } from "../../../../../src/block/node.ts";
 import { extentsOf, openContext, Payload } from "../../../../support/block.ts";
 import { pattern } from "../../../../support/images.ts";
+import { Random, randomSeed } from "../../../../support/random.ts";
 import { ENGINES, makeReactor, runOn } from "../../../../support/reactor.ts";
 
-const SEED = Number(process.env.SEED ?? Date.now() % 1_000_000);
-console.log(`model.test.ts: SEED=${SEED}`);
+const SEED = randomSeed();
 
 /** The file ends inside its last sector, the node with a page: O_DIRECT writes need that. */
 const FILE_BYTES = 74 * 4096 - 179;
@@ -49,14 +49,6 @@ const VARIANTS: readonly (readonly [string, Partial<OpenContext>, number])[] = [
   ["direct in a window", { cacheDirect: true, discardUnmap: true }, 4096],
 ];
 
-function makeRandom(seed: number): (below: number) => number {
-  let state = seed >>> 0;
-  return (below) => {
-    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-    return Math.floor((state / 2 ** 32) * below);
-  };
-}
-
 const places = ENGINES.flatMap((engine) => directories.map((directory) => ({ engine, directory })));
 for (const { engine, directory } of places) {
   describe(`a file in ${dirname(directory)} on ${engine} keeps its bytes`, () => {
@@ -65,7 +57,7 @@ for (const { engine, directory } of places) {
 
     for (const [name, some, window] of VARIANTS) {
       test(name, async () => {
-        const random = makeRandom(SEED);
+        const random = new Random(SEED);
         const path = join(directory, "image");
         const content = Buffer.alloc(Math.ceil(FILE_BYTES / 512) * 512);
         content.set(pattern(FILE_BYTES));
@@ -89,23 +81,23 @@ for (const { engine, directory } of places) {
         expect(await run(() => backend.request(OP_READ, tail, 8192, payload.address, 0))).toBe(0);
         expect(model.subarray(tail).equals(payload.u8.subarray(0, 8192))).toBe(true);
         for (let step = 0; step < STEPS; step++) {
-          const whole = random(2) === 0 ? 4096 : 1;
-          const offset = random(Math.floor(node.bytes / whole)) * whole;
-          const bytes = Math.min(1 + random(TRANSFER_MAX), node.bytes - offset);
-          const at = random(2) === 0 ? 0 : random(TRANSFER_MAX);
+          const whole = random.below(2) === 0 ? 4096 : 1;
+          const offset = random.below(Math.floor(node.bytes / whole)) * whole;
+          const bytes = Math.min(1 + random.below(TRANSFER_MAX), node.bytes - offset);
+          const at = random.below(2) === 0 ? 0 : random.below(TRANSFER_MAX);
           const address = payload.address + at;
-          const flags = random(4) === 0 ? REQ_FUA : 0;
+          const flags = random.below(4) === 0 ? REQ_FUA : 0;
           const where = `step ${step}: ${bytes} bytes at ${offset}`;
           const request = (op: Parameters<typeof backend.request>[0], more = 0) =>
             run(() => backend.request(op, offset, bytes, address, flags | more));
-          const action = random(8);
+          const action = random.below(8);
           if (action < 3) {
-            const data = random(3) === 0 ? Buffer.alloc(bytes) : pattern(bytes, step + 2);
+            const data = random.below(3) === 0 ? Buffer.alloc(bytes) : pattern(bytes, step + 2);
             payload.u8.set(data, at);
             expect([where, await request(OP_WRITE)]).toEqual([where, 0]);
             model.set(data, offset);
           } else if (action === 3) {
-            const more = random(2) === 0 ? REQ_MAY_UNMAP : 0;
+            const more = random.below(2) === 0 ? REQ_MAY_UNMAP : 0;
             expect([where, await request(OP_WRITE_ZEROES, more)]).toEqual([where, 0]);
             model.fill(0, offset, offset + bytes);
           } else if (action === 4) {
