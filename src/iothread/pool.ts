@@ -15,7 +15,7 @@ const STOP_GRACE_MS = 5000;
  * a client on another processor of a virtual machine takes 60 us to wake up.
  */
 const POLL_MAX_NS = 32_768;
-export const MAIN_LOOP_POLL_MAX_NS = 131_072;
+export const MAIN_LOOP_POLL_MAX_NS = 98_304;
 
 /** Properties of an iothread object; defaults as QEMU's. 0: built-in grow and shrink. */
 export interface IothreadOptions {

@@ -29,7 +29,7 @@ export async function runIothread(driver: ThreadDriver, start: ThreadStart): Pro
 
   const linux = new Linux(driver.ffi, driver.arch);
   const reactor = makeReactor(driver, linux, options, (reason) => {
-    log("info", `iothread ${options.id}: epoll instead of io_uring: ${reason}`);
+    log("warn", `iothread ${options.id}: epoll instead of io_uring: ${reason}`);
   });
   const nodes = new NodeTable({
     reactor,

@@ -158,6 +158,7 @@ export class IothreadNbdServer {
 
   async #acceptFrom(listener: OpenListener, options: NbdServerStart): Promise<void> {
     const { reactor, log } = this.#parts;
+    let failure = 0;
     while (!this.#stopping) {
       const fd = await reactor.op((engine, token) => {
         listener.token = token;
@@ -165,11 +166,16 @@ export class IothreadNbdServer {
       });
       listener.token = null;
       if (fd >= 0) {
+        failure = 0;
         while (this.#full(options) && !this.#stopping) await this.#change();
         if (this.#stopping) reactor.linux.close(fd);
         else this.#begin(fd, listener, options.handshakeSecondsMax);
       } else if (!this.#stopping) {
-        log("warn", `Failed to accept a client on ${options.label}: ${strerror(fd)}`);
+        // Said once, however long it lasts.
+        if (fd !== failure) {
+          log("warn", `Failed to accept a client on ${options.label}: ${strerror(fd)}`);
+        }
+        failure = fd;
         await reactor.sleep(ACCEPT_PAUSE_NS);
       }
     }
