@@ -15,7 +15,7 @@ const BIN = `${ROOT}/node_modules/.bin`;
 const EXECUTABLE = `${ROOT}/dist/outport`;
 const STEP_MS_MAX = 8 * 60_000;
 
-const DENO_TEST = "deno test -A --no-check --quiet --parallel";
+const DENO_TEST = "deno test -A --no-check --quiet";
 const SOURCE_ON_BUN = `${BIN}/bun ${ROOT}/drivers/bun/main.ts`;
 const SOURCE_ON_DENO = `${BIN}/deno run -A --no-check --quiet ${ROOT}/drivers/deno/main.ts`;
 const BUNDLE_ON_DENO = `${BIN}/deno run -A --quiet ${ROOT}/dist/outport-deno/main.js`;

@@ -82,7 +82,7 @@ for (const engineName of ENGINES) {
       expect(warnings).toEqual(told);
     });
 
-    test("tells once, does not turn in circles while it lasts, and stops all the same", async () => {
+    test("tells once, turns in no circle while it lasts, and stops all the same", async () => {
       lasting = EMFILE;
       start();
       await runOn(reactor, () => new Promise((resolve) => setTimeout(resolve, 3 * PAUSE_MS)));
