@@ -20,6 +20,7 @@ const CLIENTS = {
   "qemu-img": "qemu-utils",
   "qemu-io": "qemu-utils",
   "qemu-nbd": "qemu-utils",
+  "qemu-storage-daemon": "qemu-system-common",
   umount: "mount",
 } as const;
 

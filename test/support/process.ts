@@ -12,7 +12,9 @@ import { Qmp } from "./qmp.ts";
 
 export { sleep };
 
-const COMMAND = (process.env.OUTPORT_COMMAND ?? "dist/outport").split(" ");
+export const COMMAND: readonly string[] = (
+  process.env.OUTPORT_COMMAND ?? join(import.meta.dirname, "../../dist/outport")
+).split(" ");
 
 const STARTED_WITHIN_MS = 10_000;
 const STOPPED_WITHIN_MS = 5_000;
@@ -143,7 +145,11 @@ export interface SpawnDaemon {
 
 /** Starts the daemon and does not wait for anything. */
 export function spawnDaemon(args: readonly string[], options: SpawnDaemon = {}): Daemon {
-  const words = [...(options.prefix ?? []), ...COMMAND, ...args];
+  return startProgram([...(options.prefix ?? []), ...COMMAND, ...args], options);
+}
+
+/** The same for a program that is, or ends up as, the daemon. */
+export function startProgram(words: readonly string[], options: SpawnDaemon = {}): Daemon {
   const spawnOptions: SpawnOptions = {
     stdio: [options.stdin ?? "ignore", "pipe", "pipe"],
     env: { ...process.env, ...options.env },
