@@ -3,40 +3,31 @@
  * in QSD's words. Pure.
  * Spec: QEMU qapi/qobject-input-visitor.c, qapi/qapi-visit-core.c
  */
-import type {
-  ArraySchema,
-  GenericSchema,
-  InferOutput,
-  LazySchema,
-  OptionalSchema,
-  PicklistSchema,
-  StrictObjectSchema,
-  UnionSchema,
-} from "valibot";
+import type { GenericSchema, InferOutput } from "valibot";
 import { OutportError } from "../util/error.ts";
-import { parseInteger, parseSize, parseSwitch } from "./numbers.ts";
-import { factsOf } from "./scalars.ts";
-import type { IntegerFacts, ObjectMembers, UnionFacts } from "./types.ts";
+import { Double, parseInteger, parseSize, parseSwitch } from "./numbers.ts";
+import {
+  type AlternateShape,
+  type BuiltinShape,
+  type EnumShape,
+  type Member,
+  type ObjectShape,
+  type Shape,
+  shapeOf,
+} from "./shape.ts";
+import type { IntegerFacts } from "./types.ts";
 
 /** "json": values have JSON types. "keyval": every scalar is a string, as in key=value options. */
 export type InputMode = "json" | "keyval";
 
-/** Where a value stands: QSD names some errors by the path and others by the member alone. */
+/** Where a value stands: the name of a member, or the index in an array, below `parent`. */
 interface Place {
-  readonly path: string;
-  readonly name: string;
+  readonly parent: Place | undefined;
+  readonly key: string | number;
 }
 type Dict = Record<string, unknown>;
 
-/** What has the tag "variant" in valibot is a union() of scalars.ts, with facts. */
-type AnySchema =
-  | ArraySchema<GenericSchema, undefined>
-  | LazySchema<GenericSchema>
-  | OptionalSchema<GenericSchema, undefined>
-  | PicklistSchema<readonly string[], undefined>
-  | StrictObjectSchema<ObjectMembers, undefined>
-  | UnionSchema<GenericSchema[], undefined>
-  | { readonly type: "boolean" | "null" | "number" | "string" | "unknown" | "variant" };
+const TOP: Place = { parent: undefined, key: "" };
 
 /** The checked value: scalars converted, unknown members refused. Throws an OutportError. */
 export function check<Schema extends GenericSchema>(
@@ -44,112 +35,106 @@ export function check<Schema extends GenericSchema>(
   value: unknown,
   mode: InputMode = "json",
 ): InferOutput<Schema> {
-  return visit(schema, value, { path: "", name: "" }, mode) as InferOutput<Schema>;
+  return visit(shapeOf(schema), value, TOP, mode) as InferOutput<Schema>;
 }
 
-function visit(schema: GenericSchema, value: unknown, at: Place, mode: InputMode): unknown {
-  const known = schema as unknown as AnySchema;
-  switch (known.type) {
-    case "optional":
-      return visit(known.wrapped, value, at, mode);
-    case "lazy":
-      return visit(known.getter(undefined), value, at, mode);
-    case "string":
-      return scalar(value, at, mode, "string");
-    case "picklist":
-      return visitEnum(known.options, value, at, mode);
-    case "boolean":
-      return visitBool(value, at, mode);
-    case "number":
-      return visitNumber(factsOf(schema).integer, value, at, mode);
-    case "null":
-      if (value !== null) throw wrongType(at, "null");
-      return null;
+function visit(shape: Shape, value: unknown, at: Place, mode: InputMode): unknown {
+  switch (shape.kind) {
+    case "builtin":
+      return visitBuiltin(shape, value, at, mode);
+    case "enum":
+      return visitEnum(shape, value, at, mode);
     case "array":
-      return visitArray(known.item, value, at, mode);
-    case "strict_object":
-      return visitObject(known.entries, undefined, value, at, mode);
-    case "variant":
-      return visitUnion(factsOf(schema).union as UnionFacts, value, at, mode);
-    case "union":
-      return visitAlternate(known.options, factsOf(schema).name ?? "", value, at, mode);
-    case "unknown":
+      return visitArray(shape.item, value, at, mode);
+    case "object":
+      return visitObject(shape, value, at, mode);
+    case "alternate":
+      return visitAlternate(shape, value, at, mode);
+  }
+}
+
+function visitBuiltin(shape: BuiltinShape, value: unknown, at: Place, mode: InputMode): unknown {
+  switch (shape.type) {
+    case "str":
+      return scalar(value, at, mode, "string");
+    case "bool":
+      return visitBool(value, at, mode);
+    case "int":
+    case "number":
+      return visitNumber(shape.integer, value, at, mode);
+    case "null":
+      if (value !== null) throw wrongType(at, mode, "null");
+      return null;
+    case "any":
       return value;
   }
 }
 
-function visitUnion(facts: UnionFacts, value: unknown, at: Place, mode: InputMode): unknown {
-  return visitObject(facts.base, facts, value, at, mode);
-}
-
-/** `union` is there when `members` are the base of one. */
-function visitObject(
-  members: ObjectMembers,
-  union: UnionFacts | undefined,
-  value: unknown,
-  at: Place,
-  mode: InputMode,
-): Dict {
-  if (!isDict(value)) throw wrongType(at, "object");
+function visitObject(shape: ObjectShape, value: unknown, at: Place, mode: InputMode): Dict {
+  if (!isDict(value)) throw wrongType(at, mode, "object");
   const out: Dict = {};
-  visitMembers(members, value, at, mode, out);
-  const branch = union?.branches[out[union.tag] as string];
-  if (branch !== undefined) visitMembers(branch, value, at, mode, out);
-  for (const key of Object.keys(value)) {
-    if (!Object.hasOwn(out, key)) {
-      throw new OutportError("invalid", `Parameter '${join(at, key).path}' is unexpected`);
-    }
+  let count = visitMembers(shape.members, value, at, mode, out);
+  if (shape.variants !== undefined) {
+    const { tag, branches } = shape.variants;
+    const branch = branches.get(out[tag] as string);
+    if (branch !== undefined) count += visitMembers(branch.members, value, at, mode, out);
   }
-  return out;
+  const keys = Object.keys(value);
+  if (keys.length === count) return out;
+  const unexpected = keys.find((key) => !Object.hasOwn(out, key)) ?? "";
+  throw invalid(`Parameter '${pathOf({ parent: at, key: unexpected }, mode)}' is unexpected`);
 }
 
+/** Returns how many are there. */
 function visitMembers(
-  members: ObjectMembers,
+  members: readonly Member[],
   value: Dict,
-  at: Place,
+  parent: Place,
   mode: InputMode,
   out: Dict,
-): void {
-  for (const [name, schema] of Object.entries(members)) {
-    const place = join(at, name);
-    if (Object.hasOwn(value, name)) out[name] = visit(schema, value[name], place, mode);
-    else if (schema.type !== "optional") {
-      throw new OutportError("invalid", `Parameter '${place.path}' is missing`);
+): number {
+  let count = 0;
+  for (const { name, schema, optional } of members) {
+    if (Object.hasOwn(value, name)) {
+      out[name] = visit(shapeOf(schema), value[name], { parent, key: name }, mode);
+      count += 1;
+    } else if (!optional) {
+      throw invalid(`Parameter '${pathOf({ parent, key: name }, mode)}' is missing`);
     }
   }
+  return count;
 }
 
-function visitArray(item: GenericSchema, value: unknown, at: Place, mode: InputMode): unknown[] {
-  if (!Array.isArray(value)) throw wrongType(at, "array");
-  return value.map((element, index) => {
-    const suffix = mode === "keyval" ? `.${index}` : `[${index}]`;
-    return visit(item, element, { path: at.path + suffix, name: "null" }, mode);
-  });
+function visitArray(
+  itemSchema: GenericSchema,
+  value: unknown,
+  parent: Place,
+  mode: InputMode,
+): unknown[] {
+  if (!Array.isArray(value)) throw wrongType(parent, mode, "array");
+  const item = shapeOf(itemSchema);
+  return value.map((element, key) => visit(item, element, { parent, key }, mode));
 }
 
 /** QSD chooses by the JSON type alone; on the command line every scalar is a string. */
 function visitAlternate(
-  options: readonly GenericSchema[],
-  name: string,
+  { name, options }: AlternateShape,
   value: unknown,
   at: Place,
   mode: InputMode,
 ): unknown {
   const given = jsonType(value);
-  const chosen = options.find((option) => acceptedType(option) === given);
-  if (chosen === undefined) {
-    const message = `Invalid parameter type for '${at.name}', expected: ${name}`;
-    throw new OutportError("invalid", message);
+  for (const option of options) {
+    const shape = shapeOf(option);
+    if (acceptedType(shape) === given) return visit(shape, value, at, mode);
   }
-  return visit(chosen, value, at, mode);
+  throw invalid(`Invalid parameter type for '${nameOf(at)}', expected: ${name}`);
 }
 
-function visitEnum(values: readonly string[], value: unknown, at: Place, mode: InputMode): unknown {
+function visitEnum({ values }: EnumShape, value: unknown, at: Place, mode: InputMode): unknown {
   const text = scalar(value, at, mode, "string") as string;
-  if (!values.includes(text)) {
-    throw new OutportError("invalid", `Parameter '${at.name}' does not accept value '${text}'`);
-  }
-  return text;
+  if (values.has(text)) return text;
+  throw invalid(`Parameter '${nameOf(at)}' does not accept value '${text}'`);
 }
 
 function visitBool(value: unknown, at: Place, mode: InputMode): unknown {
@@ -157,7 +142,7 @@ function visitBool(value: unknown, at: Place, mode: InputMode): unknown {
   if (mode === "json") return given;
   const parsed = parseSwitch(given as string);
   if (parsed !== undefined) return parsed;
-  throw new OutportError("invalid", `Parameter '${at.path}' expects 'on' or 'off'`);
+  throw invalid(`Parameter '${pathOf(at, mode)}' expects 'on' or 'off'`);
 }
 
 function visitNumber(
@@ -167,42 +152,44 @@ function visitNumber(
   mode: InputMode,
 ): number {
   if (mode === "json") {
-    if (facts !== undefined) return integerOf(facts, integerOfJson(facts, value, at), at);
-    if (typeof value !== "number" && typeof value !== "bigint") throw wrongType(at, "number");
+    if (facts !== undefined) return integerOfJson(facts, value, at);
+    if (value instanceof Double) return value.value;
+    if (typeof value !== "number" && typeof value !== "bigint") throw wrongType(at, mode, "number");
     return Number(value);
   }
   const text = scalar(value, at, mode, "number") as string;
-  if (facts !== undefined) return integerOf(facts, integerOfText(facts, text, at), at);
+  if (facts !== undefined) return inRange(facts, integerOfText(facts, text, at), at);
   const parsed = text.trim() === "" ? Number.NaN : Number(text);
   if (Number.isFinite(parsed)) return parsed;
-  throw new OutportError("invalid", `Parameter '${at.path}' expects a number`);
+  throw invalid(`Parameter '${pathOf(at, mode)}' expects a number`);
 }
 
-/** In the range of its type. */
-function integerOf(facts: IntegerFacts, integer: bigint, at: Place): number {
-  // As QSD does for compatibility: a negative value means its two's complement.
-  const value = facts.min === 0n && integer < 0n ? integer + 2n ** 64n : integer;
-  if (value < facts.min || value > facts.max) {
-    throw new OutportError("invalid", `Parameter '${at.name}' expects ${facts.type}`);
+function integerOfJson(facts: IntegerFacts, given: unknown, at: Place): number {
+  if (typeof given === "number" && Number.isSafeInteger(given)) {
+    if (given >= Number(facts.min) && given <= Number(facts.max)) return given;
+    return inRange(facts, BigInt(given), at);
   }
-  const number = Number(value);
-  if (Number.isSafeInteger(number)) return number;
-  // QSD differs: it takes all of 64 bits. No disk is that large.
-  throw new OutportError("limit", `Parameter '${at.path}' expects a value below 2^53`);
+  if (typeof given === "bigint" && fits64(facts, given)) return inRange(facts, given, at);
+  if (facts.min < 0n) throw wrongType(at, "json", "integer");
+  throw invalid(`Parameter '${pathOf(at, "json")}' expects uint64`);
 }
 
 function integerOfText(facts: IntegerFacts, text: string, at: Place): bigint {
   const value = facts.size ? parseSize(text) : parseInteger(text);
   if (value !== undefined && fits64(facts, value)) return value;
-  const expected = facts.size ? "a size value" : "integer";
-  throw new OutportError("invalid", `Parameter '${at.path}' expects ${expected}`);
+  const expected = facts.size ? "size" : "integer";
+  throw invalid(`Parameter '${pathOf(at, "keyval")}' expects ${expected}`);
 }
 
-function integerOfJson(facts: IntegerFacts, given: unknown, at: Place): bigint {
-  if (Number.isSafeInteger(given)) return BigInt(given as number);
-  if (typeof given === "bigint" && fits64(facts, given)) return given;
-  if (facts.min < 0n) throw wrongType(at, "integer");
-  throw new OutportError("invalid", `Parameter '${at.path}' expects uint64`);
+/** In the range of its type. */
+function inRange(facts: IntegerFacts, integer: bigint, at: Place): number {
+  // As QSD does for compatibility: a negative value means its two's complement.
+  const value = facts.min === 0n && integer < 0n ? integer + 2n ** 64n : integer;
+  if (value < facts.min || value > facts.max) {
+    throw invalid(`Parameter '${nameOf(at)}' expects ${facts.type}`);
+  }
+  // QSD differs: it keeps 64 bits. No disk is that large, and limits that large limit nothing.
+  return Math.max(-Number.MAX_SAFE_INTEGER, Math.min(Number(value), Number.MAX_SAFE_INTEGER));
 }
 
 /** In 64 bits, signed or not. */
@@ -213,22 +200,32 @@ function fits64(facts: IntegerFacts, value: bigint): boolean {
 /** On the command line the string, in JSON a value of the wanted type. */
 function scalar(value: unknown, at: Place, mode: InputMode, wanted: string): unknown {
   if (mode === "json") {
-    if (typeof value !== wanted) throw wrongType(at, wanted);
+    if (typeof value !== wanted) throw wrongType(at, mode, wanted);
     return value;
   }
-  if (typeof value !== "string") {
-    throw new OutportError("invalid", `Parameters '${at.path}.*' are unexpected`);
-  }
-  return value;
+  if (typeof value === "string") return value;
+  throw invalid(`Parameters '${pathOf(at, mode)}.*' are unexpected`);
 }
 
-function wrongType(at: Place, expected: string): OutportError {
-  const message = `Invalid parameter type for '${at.path}', expected: ${expected}`;
+function wrongType(at: Place, mode: InputMode, expected: string): OutportError {
+  return invalid(`Invalid parameter type for '${pathOf(at, mode)}', expected: ${expected}`);
+}
+
+function invalid(message: string): OutportError {
   return new OutportError("invalid", message);
 }
 
-function join(at: Place, name: string): Place {
-  return { path: at.path === "" ? name : `${at.path}.${name}`, name };
+/** What QSD says for most errors. */
+function pathOf({ parent, key }: Place, mode: InputMode): string {
+  if (parent === undefined) return "";
+  const path = pathOf(parent, mode);
+  if (typeof key === "number") return mode === "keyval" ? `${path}.${key}` : `${path}[${key}]`;
+  return path === "" ? key : `${path}.${key}`;
+}
+
+/** What it says for some: the last name alone. */
+function nameOf({ key }: Place): string {
+  return typeof key === "number" ? "null" : key;
 }
 
 function isDict(value: unknown): value is Dict {
@@ -238,13 +235,20 @@ function isDict(value: unknown): value is Dict {
 function jsonType(value: unknown): string {
   if (value === null) return "null";
   if (Array.isArray(value)) return "array";
-  return typeof value === "bigint" ? "number" : typeof value;
+  return typeof value === "bigint" || value instanceof Double ? "number" : typeof value;
 }
 
-/** The JSON type that a schema takes. */
-function acceptedType(schema: GenericSchema): string {
-  const known = schema as unknown as AnySchema;
-  if (known.type === "lazy") return acceptedType(known.getter(undefined));
-  if (known.type === "picklist") return "string";
-  return known.type === "strict_object" || known.type === "variant" ? "object" : known.type;
+const ACCEPTED_TYPES = {
+  any: "any",
+  bool: "boolean",
+  int: "number",
+  null: "null",
+  number: "number",
+  str: "string",
+} as const;
+
+/** The JSON type that a shape takes. */
+function acceptedType(shape: Shape): string {
+  if (shape.kind === "builtin") return ACCEPTED_TYPES[shape.type];
+  return shape.kind === "enum" ? "string" : shape.kind;
 }

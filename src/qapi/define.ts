@@ -1,6 +1,6 @@
-/** Definitions of commands, typed by their schemas. Pure. */
+/** Definitions of commands and events, typed by their schemas. Pure. */
 import type { GenericSchema, InferOutput } from "valibot";
-import type { AnyCommand, Command } from "./types.ts";
+import type { AnyCommand, Command, QapiEvent } from "./types.ts";
 
 /** A definition whose handler is checked against its schemas, as tables hold it. */
 export function defineCommand<Arguments extends GenericSchema, Returns extends GenericSchema>(
@@ -13,4 +13,11 @@ export function defineCommand<Arguments extends GenericSchema, Returns extends G
   },
 ): AnyCommand {
   return definition as unknown as AnyCommand;
+}
+
+/** A definition that keeps its name and the type of its data. */
+export function defineEvent<const Name extends string, Data extends GenericSchema>(
+  definition: QapiEvent<Name, Data>,
+): QapiEvent<Name, Data> {
+  return definition;
 }

@@ -1,8 +1,25 @@
 /**
- * Numbers and switches as the command line writes them. Pure.
+ * Numbers and switches as the command line writes them, and JSON numbers that are no integers.
+ * Pure.
  * Spec: QEMU util/cutils.c: qemu_strtoi64(), qemu_strtou64(), qemu_strtosz();
  * qapi/qapi-util.c: qapi_bool_parse()
  */
+
+/**
+ * A JSON number that is written with a fraction or an exponent and yet is whole, as 1.0 or 1e3:
+ * the parser tells it apart because no integer may be written so.
+ */
+export class Double {
+  readonly value: number;
+
+  constructor(value: number) {
+    this.value = value;
+  }
+
+  toJSON(): number {
+    return this.value;
+  }
+}
 
 /** An integer in C's notation: blanks, a sign, then decimal, 0x hexadecimal or 0 octal. */
 const INTEGER = /^[ \t\n\v\f\r]*([+-]?)(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)$/;

@@ -5,7 +5,7 @@
 
 import type { GenericSchema } from "valibot";
 import * as v from "valibot";
-import type { ObjectMembers, QapiFacts, UnionOutput } from "./types.ts";
+import type { Features, ObjectMembers, QapiFacts, UnionFacts, UnionOutput } from "./types.ts";
 
 /** The QAPI facts of a schema; inner ones give way to outer ones. */
 export function factsOf(schema: GenericSchema): QapiFacts {
@@ -35,38 +35,61 @@ export const any = v.unknown();
 export const nothing = v.strictObject({});
 export const nullValue = v.null();
 
-/** QAPI's `int` is an int64. Values are JavaScript numbers up to 2^53 - 1. */
+/** QAPI's `int` is an int64. Values are safe integers: what lies beyond counts as the last one. */
 export const int = integer("int64_t", -(2n ** 63n), 2n ** 63n - 1n);
+export const int32 = integer("int32_t", -(2n ** 31n), 2n ** 31n - 1n);
 export const uint16 = integer("uint16_t", 0n, 2n ** 16n - 1n);
 export const uint32 = integer("uint32_t", 0n, 2n ** 32n - 1n);
 export const uint64 = integer("uint64_t", 0n, 2n ** 64n - 1n);
 /** An uint64 of bytes, with suffixes on the command line. */
 export const size = integer("uint64_t", 0n, 2n ** 64n - 1n, true);
 
-/** The schema with a documentation text. */
-export function doc<Schema extends GenericSchema>(schema: Schema, documentation: string): Schema {
-  return facts(schema, { documentation });
+/** The schema of a member with its documentation and features. */
+export function doc<Schema extends GenericSchema>(
+  schema: Schema,
+  documentation: string,
+  features?: Features,
+): Schema {
+  return facts(schema, {
+    documentation,
+    ...(features === undefined ? {} : { memberFeatures: features }),
+  });
 }
 
 /** A member that may be missing. Defaults are the business of who uses the value. */
 export function optional<Schema extends GenericSchema>(
   schema: Schema,
   documentation?: string,
+  features?: Features,
 ): v.OptionalSchema<Schema, undefined> {
-  return v.optional(documentation === undefined ? schema : doc(schema, documentation));
+  return v.optional(documentation === undefined ? schema : doc(schema, documentation, features));
 }
 
-export function enumeration<const Values extends readonly string[]>(name: string, values: Values) {
-  return facts(v.picklist(values), { name });
+/** `valueFeatures`: by value, for those that have some. */
+export function enumeration<const Values extends readonly string[]>(
+  name: string,
+  values: Values,
+  valueFeatures?: Readonly<Partial<Record<Values[number], Features>>>,
+) {
+  return facts(v.picklist(values), {
+    name,
+    ...(valueFeatures === undefined
+      ? {}
+      : { valueFeatures: valueFeatures as Readonly<Record<string, Features>> }),
+  });
 }
 
 export function arrayOf<Item extends GenericSchema>(item: Item): v.ArraySchema<Item, undefined> {
   return v.array(item);
 }
 
-/** A struct. Member order is the order of checks. */
-export function object<const Members extends ObjectMembers>(name: string, members: Members) {
-  return facts(v.strictObject(members), { name });
+/** A struct. Member order is the order of checks. `features` are the type's. */
+export function object<const Members extends ObjectMembers>(
+  name: string,
+  members: Members,
+  features?: Features,
+) {
+  return facts(v.strictObject(members), { name, ...(features === undefined ? {} : { features }) });
 }
 
 /** A flat union. `base` has the member `tag`, an enumeration of the branches' names. */
@@ -76,11 +99,12 @@ export function union<
   const Branches extends Readonly<Record<string, ObjectMembers>>,
 >(
   name: string,
-  definition: { readonly base: Base; readonly tag: Tag; readonly branches: Branches },
+  definition: UnionFacts & { readonly base: Base; readonly tag: Tag; readonly branches: Branches },
 ): GenericSchema<UnionOutput<Base, Tag, Branches>, UnionOutput<Base, Tag, Branches>> {
   const { base, tag, branches } = definition;
-  const options = Object.entries(branches).map(([value, members]) =>
-    v.strictObject({ ...base, ...members, [tag]: v.literal(value) }),
+  const { options: values } = base[tag] as unknown as v.PicklistSchema<string[], undefined>;
+  const options = values.map((value) =>
+    v.strictObject({ ...base, ...branches[value], [tag]: v.literal(value) }),
   );
   const schema = v.variant(tag, options as never) as GenericSchema<never, never>;
   return facts(schema, { name, union: definition }) as never;

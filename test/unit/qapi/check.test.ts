@@ -2,6 +2,7 @@
 import { describe, expect, test } from "bun:test";
 import * as v from "valibot";
 import { check, type InputMode } from "../../../src/qapi/check.ts";
+import { Double } from "../../../src/qapi/numbers.ts";
 import {
   alternate,
   any,
@@ -112,9 +113,38 @@ describe("check() of JSON values", () => {
     expect(of(uint16, -1)).toBe("Parameter 'n' expects uint16_t");
     expect(of(uint32, 2 ** 32)).toBe("Parameter 'n' expects uint32_t");
     expect(of(uint32, "1")).toBe("Parameter 'n' expects uint64");
-    expect(of(uint64, -(2 ** 52))).toBe("Parameter 'n' expects a value below 2^53");
-    expect(of(uint64, 2n ** 60n)).toBe("Parameter 'n' expects a value below 2^53");
     expect(of(int, -5)).toBe("no problem");
+  });
+
+  test("takes integers beyond 2^53 for the last safe one", () => {
+    expect(check(uint64, 2n ** 64n - 1n)).toBe(Number.MAX_SAFE_INTEGER);
+    expect(check(uint64, -1)).toBe(Number.MAX_SAFE_INTEGER);
+    expect(check(uint64, 2n ** 53n)).toBe(Number.MAX_SAFE_INTEGER);
+    expect(check(int, 2n ** 63n - 1n)).toBe(Number.MAX_SAFE_INTEGER);
+    expect(check(int, -(2n ** 63n))).toBe(-Number.MAX_SAFE_INTEGER);
+    expect(check(size, "7E", "keyval")).toBe(Number.MAX_SAFE_INTEGER);
+  });
+
+  test("takes no number with a fraction or an exponent for an integer", () => {
+    const of = (schema: v.GenericSchema, value: unknown) =>
+      problem(object("A", { n: schema }), { n: value });
+    expect(of(int, new Double(1))).toBe("Invalid parameter type for 'n', expected: integer");
+    expect(of(uint16, new Double(1))).toBe("Parameter 'n' expects uint64");
+    expect(of(uint16, 1.5)).toBe("Parameter 'n' expects uint64");
+    expect(check(number, new Double(1))).toBe(1);
+    expect(of(str, new Double(1))).toBe("Invalid parameter type for 'n', expected: string");
+    expect(of(reference, new Double(1))).toBe("Invalid parameter type for 'n', expected: Ref");
+  });
+
+  test("takes members of the branch that the tag names, none for a value without branch", () => {
+    const sparse = union("Sparse", {
+      base: { kind: enumeration("Kind", ["full", "bare"]) },
+      tag: "kind",
+      branches: { full: { n: int } },
+    });
+    expect(check(sparse, { kind: "bare" })).toEqual({ kind: "bare" } as never);
+    expect(problem(sparse, { kind: "bare", n: 1 })).toBe("Parameter 'n' is unexpected");
+    expect(problem(sparse, { kind: "full" })).toBe("Parameter 'n' is missing");
   });
 
   test("chooses an alternate by the JSON type", () => {
@@ -132,6 +162,12 @@ describe("check() of JSON values", () => {
     expect(problem(shape, { kind: "constructor", id: "a" })).toBe(
       "Parameter 'kind' does not accept value 'constructor'",
     );
+  });
+
+  test("goes as deep as the parser does", () => {
+    let value: unknown = 7;
+    for (let depth = 0; depth < 1023; depth += 1) value = { kind: "tree", id: "a", child: value };
+    expect(problem(shape, value)).toBe("Invalid parameter type for 'child', expected: Ref");
   });
 
   test("passes any value through a member of any type", () => {
@@ -168,7 +204,7 @@ describe("check() of key=value options", () => {
     expect(of({ n: "1k" })).toBe("Parameter 'n' expects integer");
     expect(of({ n: "" })).toBe("Parameter 'n' expects integer");
     expect(of({ u: "-1" })).toBe("Parameter 'u' expects uint32_t");
-    expect(of({ bytes: "1kb" })).toBe("Parameter 'bytes' expects a size value");
+    expect(of({ bytes: "1kb" })).toBe("Parameter 'bytes' expects size");
     expect(of({ name: { a: "1" } })).toBe("Parameters 'name.*' are unexpected");
     expect(of({ list: [{}] })).toBe("Parameter 'list.0.name' is missing");
     expect(of({ list: "x" })).toBe("Invalid parameter type for 'list', expected: array");
