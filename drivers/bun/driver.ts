@@ -10,6 +10,9 @@ function parts(): RuntimeParts {
     ffi: makeFfi(),
     nowNs: Bun.nanoseconds,
     url: import.meta.url,
+    // A compiled executable has its modules inside.
+    programArgs: Bun.main.startsWith("/$bunfs/") ? [] : [...process.execArgv, Bun.main],
+    hidesInherited: true,
   };
 }
 

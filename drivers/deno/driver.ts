@@ -5,12 +5,17 @@ import type { RuntimeDriver, ThreadDriver } from "../../src/runtime/driver.ts";
 import { makeRuntimeDriver, makeThreadDriver, type RuntimeParts } from "../node/driver.ts";
 import { makeFfi } from "./ffi.ts";
 
+/** The part of Deno's global that this file needs; its own types are not in the type check. */
+const { build } = (globalThis as unknown as { Deno: { build: { standalone: boolean } } }).Deno;
+
 function parts(): RuntimeParts {
   return {
     name: `deno ${process.versions.deno}`,
     ffi: makeFfi(),
     nowNs: () => Math.round(performance.now() * 1e6),
     url: import.meta.url,
+    programArgs: build.standalone ? [] : ["run", "-A", process.argv[1] as string],
+    hidesInherited: false,
   };
 }
 

@@ -4,13 +4,14 @@ import type { Socket } from "node:net";
 import process from "node:process";
 import type { Ffi, RuntimeDriver, ThreadDriver } from "../../src/runtime/driver.ts";
 import { Linux } from "../../src/runtime/linux.ts";
+import { makeFiles } from "./files.ts";
 import { makeHttp } from "./http.ts";
-import { env, makeProcess, stderr } from "./process.ts";
+import { env, makeProcess, type ProgramStart, stderr } from "./process.ts";
 import { makeSockets } from "./sockets.ts";
 import { threadStarter } from "./threads.ts";
 
 /** What differs between the runtimes. */
-export interface RuntimeParts {
+export interface RuntimeParts extends ProgramStart {
   readonly name: string;
   readonly ffi: Ffi;
   /** Monotonic nanoseconds. */
@@ -46,7 +47,8 @@ export function makeRuntimeDriver(
   return {
     ...makeThreadDriver(parts),
     sockets: makeSockets(adopt),
+    files: makeFiles(),
     http: makeHttp(),
-    process: makeProcess(),
+    process: makeProcess(parts),
   };
 }

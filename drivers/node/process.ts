@@ -1,16 +1,27 @@
 /** Standard streams, signals and exit, the same on both runtimes. Thread: main; stderr(): any. */
-import { write, writeSync } from "node:fs";
+import { spawn } from "node:child_process";
+import { readdirSync, readFileSync, readlinkSync, writeSync } from "node:fs";
 import process from "node:process";
 import type { Process, Stream } from "../../src/runtime/driver.ts";
-import { drained, trackPending } from "./streams.ts";
+import { OutputFile } from "./output.ts";
+import { drained } from "./streams.ts";
 
 const STDOUT_FD = 1;
 const STDERR_FD = 2;
-/** Between attempts at a standard stream that is full and doesn't block. */
-const RETRY_MS = 2;
 
-export function makeProcess(): Process {
-  const stdout = new Stdout();
+/** Flag of open(), as the kernel shows it. */
+const O_CLOEXEC = 0o2000000;
+
+/** How a runtime starts programs. */
+export interface ProgramStart {
+  /** What comes between the executable of the process and the program's own arguments. */
+  readonly programArgs: readonly string[];
+  /** At its own start the runtime sees to it that no descriptor gets to a child by itself. */
+  readonly hidesInherited: boolean;
+}
+
+export function makeProcess(start: ProgramStart): Process {
+  const stdout = new OutputFile(STDOUT_FD);
   return {
     args: process.argv.slice(2),
     pid: process.pid,
@@ -24,7 +35,76 @@ export function makeProcess(): Process {
       void drained().then(() => process.exit(code));
     },
     exitNow: (code) => process.exit(code),
+    standardFds,
+    cwd: () => process.cwd(),
+    chdir: (path) => process.chdir(path),
+    startAgain: (readyVariable) => startAgain(start, readyVariable),
   };
+}
+
+function startAgain(
+  { programArgs, hidesInherited }: ProgramStart,
+  readyVariable: string,
+): Promise<number | undefined> {
+  const inherited = inheritedFds(hidesInherited);
+  const readyFd = Math.max(STDERR_FD, ...inherited) + 1;
+  const stdio = Array.from({ length: readyFd }, (_, fd) =>
+    fd <= STDERR_FD ? "inherit" : inherited.includes(fd) ? fd : "ignore",
+  );
+  const child = spawn(process.execPath, [...programArgs, ...process.argv.slice(2)], {
+    detached: true,
+    stdio: [...stdio, "pipe"],
+    env: { ...process.env, [readyVariable]: String(readyFd) },
+  });
+  return new Promise((resolve, reject) => {
+    child.on("error", reject);
+    // A signal is a failure, too.
+    child.on("exit", (code) => resolve(code ?? 1));
+    // Its end tells nothing: the runtime of the child may have duplicates.
+    child.stdio[readyFd]?.once("data", () => resolve(undefined));
+  });
+}
+
+function standardFds(): number[] {
+  const own = [0, STDOUT_FD, STDERR_FD];
+  const targets = own.map(targetOf);
+  const isCopy = (fd: number): boolean => {
+    const target = targetOf(fd);
+    // Files may be open for another reason, too.
+    const isStream = /^(pipe:|socket:|\/dev\/(pts|tty))/.test(target ?? "");
+    return isStream && targets.includes(target) && closesOnExec(fd);
+  };
+  const fds = readdirSync("/proc/self/fd").map(Number);
+  return [...own, ...fds.filter((fd) => !own.includes(fd) && isCopy(fd))];
+}
+
+/** Descriptors beyond the standard ones that whoever started this process gave it. */
+function inheritedFds(hidden: boolean): number[] {
+  return readdirSync("/proc/self/fd")
+    .map(Number)
+    .filter((fd) => fd > STDERR_FD && isInherited(fd, hidden));
+}
+
+function isInherited(fd: number, hidden: boolean): boolean {
+  const target = targetOf(fd);
+  // The listing's own is gone, and the runtime has made others for itself.
+  if (target === undefined || target.startsWith("anon_inode:")) return false;
+  return hidden || !closesOnExec(fd);
+}
+
+/** What it is open on, as the kernel names it; undefined when it is not open. */
+function targetOf(fd: number): string | undefined {
+  try {
+    return readlinkSync(`/proc/self/fd/${fd}`);
+  } catch {
+    return undefined;
+  }
+}
+
+function closesOnExec(fd: number): boolean {
+  const info = readFileSync(`/proc/self/fdinfo/${fd}`, "utf8");
+  const [, flags = ""] = /^flags:\s*([0-7]+)$/m.exec(info) ?? [];
+  return (Number.parseInt(flags, 8) & O_CLOEXEC) !== 0;
 }
 
 export function env(name: string): string | undefined {
@@ -41,60 +121,8 @@ export function stderr(text: string): void {
   }
 }
 
-/**
- * Standard output in order, one write at a time on a thread of the runtime. The runtime's own
- * stream is not used: on Bun, what a slow reader has not taken when the process exits is lost.
- */
-class Stdout {
-  #queue: Uint8Array[] = [];
-  #writing = false;
-  #failed = false;
-  pendingBytes = 0;
-  onError: () => void = () => {};
-
-  constructor() {
-    trackPending(this);
-  }
-
-  write(bytes: Uint8Array): void {
-    if (this.#failed || bytes.length === 0) return;
-    this.#queue.push(bytes);
-    this.pendingBytes += bytes.length;
-    if (!this.#writing) this.#writeNext();
-  }
-
-  /** What is pending is not written any more, nor is anything later. */
-  fail(): void {
-    this.#failed = true;
-    this.#queue = [];
-    this.pendingBytes = 0;
-  }
-
-  #writeNext(): void {
-    const bytes = this.#queue[0];
-    this.#writing = bytes !== undefined;
-    if (bytes === undefined) return;
-    write(STDOUT_FD, bytes, 0, bytes.length, null, (error, count) => {
-      if (this.#failed) return;
-      if (error?.code === "EAGAIN" || error?.code === "EINTR") {
-        setTimeout(() => this.#writeNext(), RETRY_MS);
-        return;
-      }
-      if (error) {
-        this.fail();
-        this.onError();
-        return;
-      }
-      this.pendingBytes -= count;
-      if (count === bytes.length) this.#queue.shift();
-      else this.#queue[0] = bytes.subarray(count);
-      this.#writeNext();
-    });
-  }
-}
-
 /** Standard input and output as one stream. */
-function stdio(stdout: Stdout): Stream {
+function stdio(stdout: OutputFile): Stream {
   let closed = false;
   const close = (): void => {
     if (closed) return;
@@ -103,6 +131,7 @@ function stdio(stdout: Stdout): Stream {
   };
   const stream: Stream = {
     onData: () => {},
+    onEnd: () => stream.end(),
     onClose: () => {},
     write: (bytes) => stdout.write(bytes),
     get pendingBytes() {
@@ -118,8 +147,13 @@ function stdio(stdout: Stdout): Stream {
   };
   stdout.onError = close;
   process.stdin.on("data", (chunk: Uint8Array) => stream.onData(new Uint8Array(chunk)));
-  process.stdin.on("end", close);
-  process.stdin.on("close", close);
-  process.stdin.on("error", close);
+  let ended = false;
+  const end = (): void => {
+    if (!ended) stream.onEnd();
+    ended = true;
+  };
+  process.stdin.on("end", end);
+  process.stdin.on("close", end);
+  process.stdin.on("error", end);
   return stream;
 }

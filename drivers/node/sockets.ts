@@ -9,15 +9,23 @@ import { SocketStream } from "./streams.ts";
 export function makeSockets(adopt: (fd: number) => Socket): Sockets {
   return {
     async listen(address) {
-      const listener: Listener = { onConnection: () => {}, close: () => server.close() };
+      const listener: Listener = {
+        get port() {
+          const name = server.address();
+          return typeof name === "object" ? name?.port : undefined;
+        },
+        onConnection: () => {},
+        close: () => server.close(),
+      };
       const server = await listenOn(address, (socket) =>
         listener.onConnection(new SocketStream(socket)),
       );
       return listener;
     },
-    async connect(address) {
-      if (address.type === "fd") return new SocketStream(adopt(address.fd));
-      return new SocketStream(await connected(address));
+    async connect(address, options) {
+      const socket = address.type === "fd" ? adopt(address.fd) : await connected(address);
+      if (options?.noDelay === true) socket.setNoDelay(true);
+      return new SocketStream(socket);
     },
     async resolve(host) {
       const found = await lookup(host, { all: true, verbatim: true });

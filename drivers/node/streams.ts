@@ -6,6 +6,9 @@ import type { Stream } from "../../src/runtime/driver.ts";
 const DRAIN_STALL_MS = 1000;
 const DRAIN_POLL_MS = 1;
 
+/** A peer that takes nothing after the end is given up after this long. */
+const LINGER_MS = 2000;
+
 /** One write of the runtime: what has been taken is known in steps of it. */
 const WRITE_BYTES_MAX = 65536;
 
@@ -17,6 +20,10 @@ const tracked = new Set<Pending>();
 /** drained() waits for it from now on. */
 export function trackPending(pending: Pending): void {
   tracked.add(pending);
+}
+
+export function untrackPending(pending: Pending): void {
+  tracked.delete(pending);
 }
 
 /** Resolves when all that was written has been taken, or nothing is being taken any more. */
@@ -39,26 +46,25 @@ function pendingTotal(): number {
 
 /** A Stream over a connected socket, which must allow being half open. */
 export class SocketStream implements Stream {
+  onEnd: () => void = () => this.end();
   onClose: () => void = () => {};
   pendingBytes = 0;
   #socket: Socket;
   #onData: (bytes: Uint8Array) => void = () => {};
   #flowing = false;
   #closed = false;
+  #linger: ReturnType<typeof setTimeout> | undefined;
 
   constructor(socket: Socket) {
     this.#socket = socket;
     trackPending(this);
-    socket.on("end", () => {
-      this.#close();
-      // What the owner wrote is still sent to a peer that only closed its own side.
-      socket.end();
-    });
+    socket.on("end", () => this.onEnd());
     // An error is followed by "close".
     socket.on("error", () => {});
     socket.on("close", () => {
       this.pendingBytes = 0;
-      tracked.delete(this);
+      untrackPending(this);
+      clearTimeout(this.#linger);
       this.#close();
     });
   }
@@ -96,7 +102,17 @@ export class SocketStream implements Stream {
   }
 
   end(): void {
+    if (this.#socket.destroyed) return;
     this.#socket.end();
+    // While nothing flows, the peer's end would not be seen.
+    this.#socket.resume();
+    this.#linger ??= setTimeout(() => this.#socket.destroy(), LINGER_MS);
+  }
+
+  get names(): { readonly local: string; readonly peer: string } | undefined {
+    const { localAddress, localPort, remoteAddress, remotePort } = this.#socket;
+    if (localAddress === undefined || remoteAddress === undefined) return undefined;
+    return { local: named(localAddress, localPort), peer: named(remoteAddress, remotePort) };
   }
 
   destroy(): void {
@@ -108,4 +124,8 @@ export class SocketStream implements Stream {
     this.#closed = true;
     this.onClose();
   }
+}
+
+function named(address: string, port: number | undefined): string {
+  return address.includes(":") ? `[${address}]:${port}` : `${address}:${port}`;
 }

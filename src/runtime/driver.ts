@@ -63,7 +63,9 @@ export interface Thread {
 export interface Stream {
   /** Bytes arrived. The array is the receiver's. */
   onData: (bytes: Uint8Array) => void;
-  /** The peer closed or the stream failed; called once. */
+  /** The peer sends no more, and may still take what is written. By default the stream ends. */
+  onEnd: () => void;
+  /** The stream is gone, both ways; called once. */
   onClose: () => void;
   write(bytes: Uint8Array): void;
   /** Bytes written and not yet taken by the peer. */
@@ -71,9 +73,11 @@ export interface Stream {
   /** Stops and resumes the flow of onData. */
   pause(): void;
   resume(): void;
-  /** Sends what is pending, then closes. */
+  /** Sends what is pending, then closes; a peer that takes nothing is given up soon. */
   end(): void;
   destroy(): void;
+  /** Of sockets, where known: unnamed ends have none. */
+  readonly names?: { readonly local: string; readonly peer: string } | undefined;
 }
 
 export type SocketAddress =
@@ -84,6 +88,8 @@ export type SocketAddress =
   | { readonly type: "fd"; readonly fd: number };
 
 export interface Listener {
+  /** Of an inet socket: the port, which the kernel may have chosen. */
+  readonly port: number | undefined;
   onConnection: (stream: Stream) => void;
   /** Stops listening; a unix path that it made is removed. Open streams stay. */
   close(): void;
@@ -92,9 +98,18 @@ export interface Listener {
 /** Stream sockets on the runtime's event loop. Failures reject with an Error that has `code`. */
 export interface Sockets {
   listen(address: SocketAddress): Promise<Listener>;
-  connect(address: SocketAddress): Promise<Stream>;
+  connect(address: SocketAddress, options?: { readonly noDelay?: boolean }): Promise<Stream>;
   /** Host name to numeric addresses, in the resolver's order. */
   resolve(host: string): Promise<{ address: string; family: 4 | 6 }[]>;
+}
+
+/** Files as streams. Descriptors are the runtime's own: no system call may be given them. */
+export interface Files {
+  /** Not blocking. Flags as the kernel has them. Throws an Error with a `code`. */
+  open(path: string, flags: number): number;
+  close(fd: number): void;
+  /** The descriptors are the stream's from now on, and may be one and the same. */
+  stream(inputFd: number | undefined, outputFd: number): Stream;
 }
 
 /** HTTP serving of a fetch handler on a listening address. */
@@ -118,6 +133,17 @@ export interface Process {
   exit(code: number): void;
   /** Ends it now, whatever any thread does. */
   exitNow(code: number): never;
+  /** The standard descriptors, and those that the runtime has made of them for itself. */
+  standardFds(): readonly number[];
+  cwd(): string;
+  chdir(path: string): void;
+  /**
+   * Starts the same program with the same arguments, standard streams and inherited descriptors in
+   * a session of its own. `readyVariable` gets in its environment the number of a descriptor to
+   * which it writes a line when it is ready: this resolves with undefined then, or with its exit
+   * code when it ends before that.
+   */
+  startAgain(readyVariable: string): Promise<number | undefined>;
 }
 
 export interface Clock {
@@ -145,6 +171,7 @@ export interface ThreadDriver {
 /** What only the main thread has. */
 export interface RuntimeDriver extends ThreadDriver {
   readonly sockets: Sockets;
+  readonly files: Files;
   readonly http: Http;
   readonly process: Process;
 }

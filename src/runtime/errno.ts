@@ -288,3 +288,10 @@ export function errnoOfName(name: string): number | undefined {
   for (const [number, [known]] of Object.entries(ERRORS)) if (known === name) return Number(number);
   return undefined;
 }
+
+/** What an Error of the runtime means, in the system's words if its `code` is one of the system. */
+export function reasonOf(error: unknown): string {
+  const { code, message } = error as { readonly code?: unknown; readonly message?: unknown };
+  const number = typeof code === "string" ? errnoOfName(code) : undefined;
+  return number === undefined ? String(message) : strerror(number);
+}

@@ -203,7 +203,10 @@ describe("sockets", () => {
     const listener = await sockets.listen(address);
     listener.onConnection = (stream) => {
       stream.onData = () => {};
-      stream.onClose = () => stream.write(bytesOf("answer"));
+      stream.onEnd = () => {
+        stream.write(bytesOf("answer"));
+        stream.end();
+      };
     };
     const client = await sockets.connect(address);
     const received = textOf(client);
