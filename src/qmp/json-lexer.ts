@@ -54,6 +54,8 @@ export class JsonLexer {
   /** Next state, set by #step(). */
   #next: State = START;
   #quote = QUOTE;
+  /** The byte in hand has ended a number or a keyword. */
+  #endedToken = false;
   /** Bytes of the token in hand that came with earlier chunks. */
   #earlier: Uint8Array[] = [];
   #earlierBytes = 0;
@@ -123,24 +125,25 @@ export class JsonLexer {
   /** A byte outside any token. */
   #between(byte: number): void {
     const recovering = this.#state === RECOVERY;
+    // As QSD counts: a character that ends what was before it and begins a token counts twice.
+    const twice = recovering || this.#endedToken;
+    this.#endedToken = false;
     this.#advance(byte);
     const kind = structural(byte);
     if (recovering) {
       const reset = kind !== undefined || (byte < 0x20 && byte !== 0x09) || byte >= 0xfe;
       if (!reset) return;
       this.#state = START;
-      // QSD counts the character that ends a recovery twice.
-      if (byte !== LF) this.#column += 1;
     }
     this.#tokenLine = this.#line;
-    this.#tokenColumn = this.#column;
+    this.#tokenColumn = this.#column + (twice ? 1 : 0);
     if (kind !== undefined) {
-      this.#sink.onToken(kind, NOTHING, this.#line, this.#column);
+      this.#sink.onToken(kind, NOTHING, this.#tokenLine, this.#tokenColumn);
     } else if (!isBlank(byte)) {
       this.#state = firstState(byte);
       this.#quote = byte;
       if (this.#state === RECOVERY) {
-        this.#sink.onStray(Uint8Array.of(byte), this.#line, this.#column);
+        this.#sink.onStray(Uint8Array.of(byte), this.#tokenLine, this.#tokenColumn);
       }
     }
   }
@@ -161,6 +164,7 @@ export class JsonLexer {
       return;
     }
     this.#state = START;
+    this.#endedToken = outcome === ENDED;
     const kind = state === STRING ? "string" : state === KEYWORD ? "keyword" : "number";
     this.#sink.onToken(kind, text, this.#tokenLine, this.#tokenColumn);
   }

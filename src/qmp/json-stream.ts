@@ -1,9 +1,10 @@
 /**
  * Parses a stream of JSON values, in any chunks and with nothing needed between them. Thread: main.
  * After an error it goes on with the next value. Integers beyond 2^53 are bigint as long as they
- * fit 64 bits, and doubles beyond that.
+ * fit 64 bits, and doubles beyond that; 1.0 is a Double.
  * Spec: QEMU qobject/json-streamer.c, qobject/json-parser.c
  */
+import { Double } from "../qapi/numbers.ts";
 import { OutportError } from "../util/error.ts";
 import { JsonLexer, TOKEN_BYTES_MAX, type TokenKind } from "./json-lexer.ts";
 import { BadString, decodeString } from "./json-string.ts";
@@ -52,8 +53,10 @@ export class JsonStream {
       onToken: (kind, text, line, column) => this.#onToken(kind, text, line, column),
       onStray: (text, line, column) => {
         const shown = lossy.decode(text.subarray(0, SHOWN_BYTES_MAX)).split("\0")[0];
+        // One value is wrong once.
+        const skipping = this.#skipping;
         this.#reset();
-        this.#fail(line, column, `stray '${shown}'`);
+        if (!skipping) this.#fail(line, column, `stray '${shown}'`);
       },
       onTooLong: () => {
         this.#reset();
@@ -195,7 +198,11 @@ export class JsonStream {
 }
 
 /** Also for "__proto__", which an assignment would not make a member. */
-function setMember(target: object, key: string, value: unknown): void {
+function setMember(target: Record<string, unknown>, key: string, value: unknown): void {
+  if (key !== "__proto__") {
+    target[key] = value;
+    return;
+  }
   const attributes = { value, enumerable: true, writable: true, configurable: true };
   Object.defineProperty(target, key, attributes);
 }
@@ -204,10 +211,14 @@ function message(line: number, column: number, what: string): string {
   return `${line}:${column}: JSON parse error, ${what}`;
 }
 
-function decodeNumber(text: string): number | bigint {
+function decodeNumber(text: string): number | bigint | Double {
   const value = Number(text);
-  if (Number.isSafeInteger(value)) return value === 0 ? 0 : value;
-  if (!/^-?[0-9]+$/.test(text)) return value;
+  const isInteger = /^-?[0-9]+$/.test(text);
+  if (Number.isSafeInteger(value)) {
+    if (!isInteger) return new Double(value);
+    return value === 0 ? 0 : value;
+  }
+  if (!isInteger) return value;
   const exact = BigInt(text);
   return exact >= -(2n ** 63n) && exact < 2n ** 64n ? exact : value;
 }

@@ -23,14 +23,26 @@ export class BadString extends Error {}
 
 /** `token` has its quotes. Throws a BadString. */
 export function decodeString(token: Uint8Array): string {
-  let raw: string;
-  try {
-    raw = decoder.decode(token.subarray(1, token.length - 1));
-  } catch {
+  const raw = decodeText(token.subarray(1, token.length - 1));
+  if (raw === undefined || NONCHARACTER.test(raw))
     throw new BadString("invalid UTF-8 sequence in string");
-  }
-  if (NONCHARACTER.test(raw)) throw new BadString("invalid UTF-8 sequence in string");
   return raw.includes("\\") ? resolveEscapes(raw, String.fromCharCode(token[0] as number)) : raw;
+}
+
+function decodeText(bytes: Uint8Array): string | undefined {
+  try {
+    return decoder.decode(bytes);
+  } catch {
+    const shorter = withPlainNul(bytes);
+    return shorter === undefined ? undefined : decodeText(shorter);
+  }
+}
+
+/** NUL may come as the two bytes that modified UTF-8 has for it. Undefined when it does not. */
+function withPlainNul(bytes: Uint8Array): Uint8Array | undefined {
+  const kept = bytes.map((byte, at) => (byte === 0xc0 && bytes[at + 1] === 0x80 ? 0 : byte));
+  const plain = kept.filter((byte, at) => !(byte === 0x80 && bytes[at - 1] === 0xc0));
+  return plain.length === bytes.length ? undefined : plain;
 }
 
 function resolveEscapes(raw: string, quote: string): string {

@@ -23,7 +23,7 @@ export function parseRequest(
     if (key === "execute" || (key === "exec-oob" && oobEnabled)) {
       if (typeof member !== "string") throw invalid(`QMP input member '${key}' must be a string`);
       if (execute !== undefined) {
-        throw invalid(`QMP input member '${key}' clashes with '${execute}'`);
+        throw invalid("QMP input member 'execute' clashes with 'exec-oob'");
       }
       execute = key;
     } else if (key === "arguments") {
@@ -36,6 +36,11 @@ export function parseRequest(
     args: (value.arguments ?? {}) as Record<string, unknown>,
     oob: execute === "exec-oob",
   };
+}
+
+/** Whether a request overtakes those that wait, right or wrong as it may be. */
+export function isOutOfBand(value: unknown): boolean {
+  return isObject(value) && Object.hasOwn(value, "exec-oob") && !Object.hasOwn(value, "execute");
 }
 
 function isObject(value: unknown): value is Record<string, unknown> {

@@ -83,7 +83,8 @@ function nbdLoop(reactor: Reactor, modes: readonly Mode[]): HotLoop {
     return { at, rules, extended: mode === "extended", simple: mode === "simple" };
   });
   const serve = ({ at, rules, extended, simple }: (typeof clients)[number]) => {
-    const good = decodeRequest(view, at, extended, header) && refusalOf(header, rules) === null;
+    const decoded = decodeRequest(view, at, extended, header);
+    const good = decoded && refusalOf(header, rules, false) === null;
     if (simple) writeSimpleReply(view, replyAt, header, 0);
     else writeDataHeader(view, replyAt, extended, header, true, header.offset, header.bytes);
     return good;

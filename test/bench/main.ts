@@ -1,13 +1,14 @@
 /**
- * `npm run bench`: the hot loops on both runtimes, start-up and memory of the built executable, and
- * where PEERS_ROOT and COMPARE name the peers' root and the comparing program, that comparison
- * (`npm run bench -- OPTIONS` hands it options).
+ * `npm run bench`: the hot loops on both runtimes, start-up and memory of the built executable, its
+ * monitors, and where PEERS_ROOT and COMPARE name the peers' root and the comparing program, that
+ * comparison (`npm run bench -- OPTIONS` hands it options).
  */
 
 import { spawnSync } from "node:child_process";
 import { existsSync } from "node:fs";
 import { resolve } from "node:path";
 import type { LoopName, Measure } from "./loops.ts";
+import { measureMonitors } from "./monitor.ts";
 import { measureStartup } from "./startup.ts";
 
 const ROOT = resolve(import.meta.dirname, "../..");
@@ -66,6 +67,8 @@ showLoops();
 console.log();
 if (existsSync(EXECUTABLE)) {
   await measureStartup();
+  console.log();
+  await measureMonitors();
   console.log();
   compare(process.argv.slice(2));
 } else {

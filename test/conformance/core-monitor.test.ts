@@ -49,6 +49,70 @@ describe("a monitor", () => {
     }
   });
 
+  test("knows out-of-band execution once it is enabled", async () => {
+    await using directory = await temporaryDirectory();
+    await using running = await startDaemon(directory.path, []);
+    running.qmp.close();
+    const qmp = await Qmp.connectRaw(running.monitor);
+    const answer = async (request: string) => {
+      qmp.sendText(request);
+      const { error } = await qmp.take((message) => "error" in message || "return" in message);
+      return (error as { desc: string } | undefined)?.desc;
+    };
+    await qmp.take((message) => "QMP" in message);
+    expect(await answer('{"exec-oob": "query-version"}')).toBe(
+      "QMP input member 'exec-oob' is unexpected",
+    );
+    expect(await answer('{"execute":"qmp_capabilities","arguments":{"enable":["foo"]}}')).toBe(
+      "Parameter 'null' does not accept value 'foo'",
+    );
+    expect(await answer('{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}')).toBe(
+      undefined,
+    );
+    const cases = [
+      ['{"exec-oob": "query-version"}', "The command query-version does not support OOB"],
+      ['{"exec-oob": "nope"}', "The command nope has not been found"],
+      ['{"exec-oob": 7}', "QMP input member 'exec-oob' must be a string"],
+      [
+        '{"execute": "query-version", "exec-oob": "query-version"}',
+        "QMP input member 'execute' clashes with 'exec-oob'",
+      ],
+    ] as const;
+    for (const [request, message] of cases) expect(await answer(request)).toBe(message);
+    qmp.close();
+  });
+
+  test("gives ids back as they came, whatever they are", async () => {
+    await using directory = await temporaryDirectory();
+    await using running = await startDaemon(directory.path, []);
+    const { qmp } = running;
+    for (const id of ["null", "true", '"x"', '{"a": [1, {}]}', "[]", "-1", "1.5"]) {
+      qmp.sendText(`{"execute":"query-block-exports","id":${id}}{"execute":"nope","id":${id}}`);
+      const replies = [
+        await qmp.take((message) => "return" in message),
+        await qmp.take((message) => "error" in message),
+      ];
+      expect(replies.map((reply) => reply.id)).toEqual([JSON.parse(id), JSON.parse(id)]);
+    }
+  });
+
+  test("quits for all: others see events, then the end", async () => {
+    await using directory = await temporaryDirectory();
+    const path = directory.file("other.sock");
+    await using running = await startDaemon(directory.path, [
+      ...["--blockdev", "null-co,node-name=n"],
+      ...["--nbd-server", `addr.type=unix,addr.path=${directory.file("nbd")}`],
+      ...["--export", "nbd,id=e,node-name=n"],
+      ...["--chardev", `socket,id=o,path=${path},server=on,wait=off`, "--monitor", "o,pretty=off"],
+    ]);
+    const other = await Qmp.connect(path);
+    running.qmp.sendText('{"execute":"quit","id":1}{"execute":"query-version","id":2}');
+    expect(await running.qmp.take((message) => message.id === 1)).toEqual({ return: {}, id: 1 });
+    expect((await other.event("BLOCK_EXPORT_DELETED")).data).toEqual({ id: "e" });
+    await expect(other.take((message) => "return" in message)).rejects.toThrow("closed");
+    await expect(running.qmp.take((message) => message.id === 2)).rejects.toThrow("closed");
+  });
+
   test("takes commands in pieces, in one piece, and with single quotes", async () => {
     await using directory = await temporaryDirectory();
     await using running = await startDaemon(directory.path, []);

@@ -2,16 +2,19 @@
 import { describe, expect, test } from "bun:test";
 import type { BlockDriver } from "../../../src/block/driver.ts";
 import type { ExportType } from "../../../src/exports/export.ts";
+import { QomTree } from "../../../src/objects/qom.ts";
 import { ObjectRegistry } from "../../../src/objects/registry.ts";
 import { int, optional, str } from "../../../src/qapi/scalars.ts";
+import type { ChardevCommands } from "../../../src/qmp/commands/chardev.ts";
 import { allCommands } from "../../../src/qmp/commands/index.ts";
 import { Dispatcher } from "../../../src/qmp/dispatcher.ts";
 
+const COW_CHILD = { role: "backing", optional: true, nullable: true };
 const open = () => Promise.reject(new Error("not on main"));
 const drivers: BlockDriver[] = [
   { name: "disk", members: { filename: str, size: optional(int) }, children: [], open },
   { name: "over", members: {}, children: [{ role: "file", optional: false }], open },
-  { name: "cow", members: {}, children: [{ role: "backing", optional: true }], open },
+  { name: "cow", members: {}, children: [COW_CHILD], open },
 ];
 const types = [{ name: "nbd", members: { name: optional(str) } }] as unknown as ExportType[];
 
@@ -33,12 +36,30 @@ function setUp() {
     graph: {
       blockdevAdd: record("blockdevAdd"),
       blockdevDel: record("blockdevDel"),
-      queryNamedBlockNodes: async () => [{ "node-name": "n" }],
+      blockdevReopen: record("blockdevReopen"),
+      blockdevSetActive: record("blockdevSetActive"),
+      setIothread: record("setIothread"),
     },
-    exports: { add: record("add"), delete: record("delete"), query: () => [] },
+    queries: {
+      namedBlockNodes: async (flat) => [{ flat }] as never,
+      devices: () => [],
+      blockStats: async (ofNodes) => [{ ofNodes }] as never,
+      blockGraph: async () => ({ nodes: [], edges: [] }),
+    },
+    resize: record("resize"),
+    setWriteThreshold: record("setWriteThreshold"),
+    exports: {
+      add: record("add"),
+      delete: record("delete"),
+      addLegacyNbd: record("addLegacyNbd"),
+      deleteLegacyNbd: record("deleteLegacyNbd"),
+      query: () => [],
+    },
     nbdServer,
     types,
     objects: new ObjectRegistry([]),
+    qom: new QomTree({ kinds: [], types: [], objects: () => [], chardevs: () => [] }),
+    chardevs: {} as ChardevCommands,
     quit: record("quit"),
   });
   return { log, nbdServer, dispatcher: new Dispatcher(commands) };
@@ -81,7 +102,7 @@ describe("nbd-server-start", () => {
   test("wants the nested form of the address", async () => {
     const { log, dispatcher } = setUp();
     await dispatcher.execute("nbd-server-start", args);
-    expect(log).toEqual([["start", flat]]);
+    expect(log).toEqual([["start", flat, "monitor"]]);
     await expect(dispatcher.execute("nbd-server-start", flat)).rejects.toThrow(
       "Parameter 'addr.data' is missing",
     );
@@ -93,19 +114,42 @@ describe("nbd-server-start", () => {
     await dispatcher.execute("nbd-server-start", args);
     await dispatcher.execute("nbd-server-start", args, { commandLine: true });
     expect(log).toEqual([
-      ["start", flat],
+      ["start", flat, "monitor"],
       ["listenAlso", flat],
     ]);
   });
 });
 
+describe("commands on nodes", () => {
+  test("have QSD's defaults", async () => {
+    const { dispatcher } = setUp();
+    expect(await dispatcher.execute("query-named-block-nodes", {})).toEqual([{ flat: false }]);
+    const flat = { flat: true };
+    expect(await dispatcher.execute("query-named-block-nodes", flat)).toEqual([flat]);
+    expect(await dispatcher.execute("query-blockstats", {})).toEqual([{ ofNodes: false }]);
+    expect(await dispatcher.execute("query-block", flat)).toEqual([]);
+  });
+
+  test("hand on what they are given", async () => {
+    const { log, dispatcher } = setUp();
+    const resize = { "node-name": "n", size: 512 };
+    expect(await dispatcher.execute("block_resize", resize)).toEqual({});
+    const threshold = { "node-name": "n", "write-threshold": 7 };
+    expect(await dispatcher.execute("block-set-write-threshold", threshold)).toEqual({});
+    expect(log).toEqual([
+      ["resize", resize],
+      ["setWriteThreshold", "n", 7],
+    ]);
+  });
+});
+
 describe("block-export-del", () => {
-  test("is safe unless told otherwise", async () => {
+  test("hands on the mode", async () => {
     const { log, dispatcher } = setUp();
     await dispatcher.execute("block-export-del", { id: "e" });
     await dispatcher.execute("block-export-del", { id: "e", mode: "hard" });
     expect(log).toEqual([
-      ["delete", "e", "safe"],
+      ["delete", "e", undefined],
       ["delete", "e", "hard"],
     ]);
   });

@@ -1,6 +1,8 @@
 /** JsonStream: values, errors and recovery. Words and positions are those of QSD 11.1. */
 import { describe, expect, test } from "bun:test";
+import { Double } from "../../../src/qapi/numbers.ts";
 import { JsonStream, parseJson } from "../../../src/qmp/json-stream.ts";
+import { formatJson } from "../../../src/qmp/json-writer.ts";
 
 type Output = { value: unknown } | { error: string };
 
@@ -55,6 +57,18 @@ describe("JsonStream values", () => {
     expect(values("18446744073709551616 -9223372036854775809 ")).toEqual([2 ** 64, -(2 ** 63)]);
   });
 
+  test("tell integers from numbers that are written otherwise", () => {
+    expect(values("1 1.0 1e3 -0.0 1.5 1e300 ")).toEqual([
+      1,
+      new Double(1),
+      new Double(1000),
+      new Double(-0),
+      1.5,
+      1e300,
+    ]);
+    expect(formatJson(new Double(1))).toBe("1");
+  });
+
   test("may have single-quoted strings, with the other quote inside", () => {
     expect(values("'a\\'b\"c' \"x'y\" ")).toEqual(["a'b\"c", "x'y"]);
   });
@@ -90,6 +104,17 @@ describe("JsonStream errors", () => {
     expect(errors(Uint8Array.of(0xff))).toEqual(["1:1: JSON parse error, stray '\ufffd'"]);
   });
 
+  test("do not come for NUL in modified UTF-8", () => {
+    const bytes = [0x22, 0x61, 0xc0, 0x80, 0x62, 0xc3, 0xa9, 0x22];
+    expect(parse(Uint8Array.from(bytes))).toEqual([{ value: "a\0bé" }]);
+    expect(errors(Uint8Array.of(0x22, 0xc0, 0x81, 0x22))).toEqual([
+      "1:1: JSON parse error, invalid UTF-8 sequence in string",
+    ]);
+    expect(errors(Uint8Array.of(0x22, 0xc0, 0x80, 0x80, 0x22))).toEqual([
+      "1:1: JSON parse error, invalid UTF-8 sequence in string",
+    ]);
+  });
+
   test("tell what is wrong in a string", () => {
     expect(errors('"\\q"')).toEqual(["1:1: JSON parse error, invalid escape sequence in string"]);
     expect(errors('"\\u12"')).toEqual([
@@ -117,6 +142,30 @@ describe("JsonStream errors", () => {
       { error: "1:15: JSON parse error, stray '\x1b'" },
       { value: { id: 7 } },
     ]);
+  });
+
+  test("count a character twice that ends one thing and begins another", () => {
+    const cases: [string, string[]][] = [
+      ['{"a":1]', ["1:8: JSON parse error, expected ',' or '}'"]],
+      ['[1"a"', ["1:4: JSON parse error, expected ',' or ']'"]],
+      ["[-1true]", ["1:5: JSON parse error, expected ',' or ']'"]],
+      ["1T", ["value", "1:3: JSON parse error, stray 'T'"]],
+      [
+        "[T] ]",
+        [
+          "1:2: JSON parse error, stray 'T'",
+          "1:4: JSON parse error, expecting value",
+          "1:5: JSON parse error, expecting value",
+        ],
+      ],
+      ["T[  A", ["1:1: JSON parse error, stray 'T'", "1:5: JSON parse error, stray 'A'"]],
+      ["T\n}", ["1:1: JSON parse error, stray 'T'", "2:1: JSON parse error, expecting value"]],
+    ];
+    for (const [text, expected] of cases) expect(errors(text)).toEqual(expected);
+  });
+
+  test("come once for one value, also when a stray byte ends it", () => {
+    expect(errors("[1 2 T {}")).toEqual(["1:4: JSON parse error, expected ',' or ']'", "value"]);
   });
 
   test("come at the nesting limit, once", () => {

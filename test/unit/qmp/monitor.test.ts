@@ -1,7 +1,7 @@
-/** Monitor: negotiation, replies, limits. Words and member order are those of QSD 11.1. */
+/** Monitor and Session: negotiation, replies, limits. Words and order are those of QSD 11.1. */
 import { describe, expect, test } from "bun:test";
-import { defineCommand } from "../../../src/qapi/define.ts";
-import { nothing } from "../../../src/qapi/scalars.ts";
+import { defineCommand, defineEvent } from "../../../src/qapi/define.ts";
+import { any, nothing, object } from "../../../src/qapi/scalars.ts";
 import { miscCommands } from "../../../src/qmp/commands/misc.ts";
 import { Dispatcher } from "../../../src/qmp/dispatcher.ts";
 import { EventHub } from "../../../src/qmp/events.ts";
@@ -35,13 +35,32 @@ function setUp() {
   });
   const misc = miscCommands({ commands: () => [], quit: async () => {} });
   const dispatcher = new Dispatcher([...misc, block, crash]);
-  const events = new EventHub(() => 1_234_567_890);
+  const definition = defineEvent({
+    name: "E",
+    documentation: "Happens.",
+    data: object("E", { a: any }),
+  });
+  const clock = { realTimeUs: () => 1_234_567_890, setTimeout: () => {} };
+  const events = new EventHub([definition], clock);
+  const settings = { pretty: false };
   const connect = (): FakeStream => {
     const stream = new FakeStream();
-    new Monitor({ stream, dispatcher, events, pretty: false, onClose: () => log.push("closed") });
+    const monitor = new Monitor({
+      id: "m",
+      settings,
+      dispatcher,
+      events,
+      log: (level, text) => {
+        if (level === "warn") log.push(text);
+      },
+      onClosed: () => log.push("closed"),
+    });
+    monitor.opened(stream);
+    stream.onEnd = () => monitor.inputEnded(() => log.push("done"));
+    stream.onClose = () => monitor.closed();
     return stream;
   };
-  return { connect, events, log, release: () => release() };
+  return { connect, dispatcher, events, log, settings, release: () => release() };
 }
 
 async function negotiated(stream: FakeStream): Promise<FakeStream> {
@@ -136,43 +155,126 @@ describe("Monitor", () => {
     ]);
   });
 
-  test("reads no more than 8 requests ahead", async () => {
+  test("takes one request at a time, or 8 with oob", async () => {
     const { connect, log, release } = setUp();
-    const stream = await negotiated(connect());
-    stream.receive('{"execute":"block"}');
-    stream.receive('{"execute":"query-commands"}'.repeat(7));
-    expect(stream.paused).toBe(false);
-    stream.receive('{"execute":"query-commands"}'.repeat(50));
-    expect(stream.paused).toBe(true);
-    await new Promise((resolve) => setTimeout(resolve, 5));
-    expect(log).toEqual(["block"]);
-    release();
-    expect(await stream.messages()).toHaveLength(58);
-    expect(stream.paused).toBe(false);
+    for (const [enable, taken] of [
+      ["", 1],
+      ['"oob"', 8],
+    ] as const) {
+      const stream = connect();
+      stream.receive(`{"execute":"qmp_capabilities","arguments":{"enable":[${enable}]}}`);
+      await stream.messages();
+      stream.receive('{"execute":"block"}');
+      if (taken > 1) stream.receive('{"execute":"query-commands"}'.repeat(taken - 1));
+      expect(stream.paused).toBe(false);
+      stream.receive('{"execute":"query-commands"}'.repeat(50));
+      expect(stream.paused).toBe(true);
+      await new Promise((resolve) => setTimeout(resolve, 5));
+      expect(log.splice(0)).toEqual(["block"]);
+      release();
+      expect(await stream.messages()).toHaveLength(50 + taken);
+      expect(stream.paused).toBe(false);
+    }
   });
 
-  test("takes no requests and drops events while the client does not read", async () => {
-    const { connect, events } = setUp();
+  test("lets out-of-band requests overtake, errors stay in order", async () => {
+    const { connect, release } = setUp();
+    const stream = connect();
+    stream.receive('{"execute":"qmp_capabilities","arguments":{"enable":["oob"]}}');
+    await stream.messages();
+    stream.receive('{"execute":"block","id":1}{"execute":1,"id":2} ] {"exec-oob":"nope","id":3}');
+    stream.receive('{"exec-oob":"query-version","id":4}{"exec-oob":"query-version","execute":"x"}');
+    expect((await stream.messages()).map(({ id }) => id)).toEqual([3, 4]);
+    release();
+    const replies = await stream.messages();
+    expect(replies.map(({ id }) => id)).toEqual([1, 2, undefined, undefined]);
+    expect(replies[3]).toEqual({
+      error: {
+        class: "GenericError",
+        desc: "QMP input member 'execute' clashes with 'exec-oob'",
+      },
+    });
+  });
+
+  test("knows no out-of-band requests unless negotiated", async () => {
+    const stream = await negotiated(setUp().connect());
+    stream.receive('{"exec-oob":"query-version"}');
+    expect(await stream.messages()).toEqual([
+      { error: { class: "GenericError", desc: "QMP input member 'exec-oob' is unexpected" } },
+    ]);
+  });
+
+  test("checks arguments before it says that the negotiation is complete", async () => {
+    const stream = await negotiated(setUp().connect());
+    stream.receive('{"execute":"qmp_capabilities","arguments":{"enable":["foo"]}}');
+    expect(await stream.messages()).toEqual([
+      { error: { class: "GenericError", desc: "Parameter 'null' does not accept value 'foo'" } },
+    ]);
+  });
+
+  test("answers what came before the client's end, then is done", async () => {
+    const { connect, log, release } = setUp();
     const stream = await negotiated(connect());
-    stream.pendingBytes = 5 * 1024 * 1024;
+    stream.receive('{"execute":"block"}{"execute":"query-commands"}{"execute":"nope"}');
+    stream.onEnd();
+    expect(log).toEqual(["block"]);
+    release();
+    expect(await stream.messages()).toHaveLength(3);
+    expect(log).toEqual(["block", "done"]);
+  });
+
+  test("takes no requests while the client does not read", async () => {
+    const { connect } = setUp();
+    const stream = await negotiated(connect());
+    stream.pendingBytes = 1024 * 1024;
     stream.receive('{"execute":"query-commands"}'.repeat(20));
-    events.emit("E", {});
-    expect(await stream.messages()).toEqual([{ return: [] }]);
+    expect(await stream.messages()).toEqual([]);
     expect(stream.paused).toBe(true);
     stream.pendingBytes = 0;
     await new Promise((resolve) => setTimeout(resolve, 50));
-    expect(await stream.messages()).toHaveLength(19);
+    expect(await stream.messages()).toHaveLength(20);
   });
 
-  test("is silent after its client has gone", async () => {
+  test("drops a client that does not read its events", async () => {
+    const { connect, events, log } = setUp();
+    const stream = await negotiated(connect());
+    stream.pendingBytes = 4 * 1024 * 1024;
+    events.emit("E", { a: 1 });
+    expect(stream.ended).toBe(false);
+    stream.pendingBytes += 1;
+    events.emit("E", { a: 2 });
+    expect(stream.ended).toBe(true);
+    expect(log).toEqual(["monitor 'm': the client does not read, its connection is closed"]);
+    expect((await stream.messages()).map(({ data }) => data)).toEqual([{ a: 1 }]);
+  });
+
+  test("writes pretty when told so, from then on", async () => {
+    const { connect, settings } = setUp();
+    const stream = await negotiated(connect());
+    settings.pretty = true;
+    stream.receive('{"execute":"qmp_capabilities"}');
+    expect(stream.take()).toMatch(/^\{\n {4}"error": \{\n/);
+  });
+
+  test("is silent after its client has gone, and drops what waits", async () => {
     const { connect, events, log, release } = setUp();
     const stream = await negotiated(connect());
-    stream.receive('{"execute":"block"}{"execute":"query-commands"}');
+    stream.receive('{"execute":"block"}{"execute":"block"}');
     await new Promise((resolve) => setTimeout(resolve, 5));
     stream.onClose();
     release();
-    events.emit("E", {});
+    events.emit("E", { a: 1 });
     expect(await stream.messages()).toEqual([]);
     expect(log).toEqual(["block", "closed"]);
+  });
+
+  test("runs nothing more once the dispatcher is closed", async () => {
+    const { connect, dispatcher, log, release } = setUp();
+    const stream = await negotiated(connect());
+    stream.receive('{"execute":"block"}{"execute":"block"}');
+    dispatcher.close();
+    release();
+    expect(await stream.messages()).toEqual([{ return: {} }]);
+    expect(log).toEqual(["block"]);
   });
 });
