@@ -38,8 +38,8 @@ export function objectCommands(objects: ObjectRegistry): readonly AnyCommand[] {
       errors: ["There is no such object", "The object is in use"],
       arguments: object("q_obj_object-del-arg", { id: str }),
       returns: nothing,
-      async handler({ id }) {
-        await objects.delete(id);
+      async handler({ id }, context) {
+        await objects.delete(id, context);
         return {};
       },
     }),

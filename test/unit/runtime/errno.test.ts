@@ -23,6 +23,9 @@ describe("errno", () => {
     }
     expect(errno.errnoName(4000)).toBe("4000");
     expect(errno.errnoOfName("ENONSENSE")).toBe(undefined);
+    const error = Object.assign(new Error("open failed"), { code: "ENOENT" });
+    expect(errno.reasonOf(error)).toBe("No such file or directory");
+    expect(errno.reasonOf(new Error("open failed"))).toBe("open failed");
   });
 
   test("strerror() says what the GNU C library says, for either sign", () => {

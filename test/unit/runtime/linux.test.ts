@@ -258,7 +258,7 @@ describe("Linux sockets", () => {
 
   test("bind() refuses a name that is none", () => {
     const fd = linux.socket(AF_UNIX, SOCK_STREAM);
-    expect(linux.bind(fd, { type: "unix", path: "x".repeat(108) })).toBe(-EINVAL);
+    expect(linux.bind(fd, { type: "unix", path: "x".repeat(109) })).toBe(-EINVAL);
     expect(linux.connect(fd, { type: "unix", path: join(folder, "none") })).toBe(-ENOENT);
     linux.close(fd);
   });
