@@ -1,11 +1,13 @@
 /**
- * Keeps read-modify-write apart from all other writes of its iothread. Thread: iothread.
+ * Keeps read-modify-write apart from all other writes to its host file. Thread: iothread.
  *
  * A request that covers a block only in part reads it, changes it and writes it back: a write that
- * lands in between would be lost. Nodes that may share a host file live in one iothread, so one
- * gate per iothread is enough, and simple; only nodes that need alignment pass through it.
+ * lands in between would be lost. Only nodes that need alignment pass through a gate. Each host
+ * file has its own, whatever nodes open it: a write may wait for long while it is in, as for a
+ * throttle group, and that is no other disk's business.
  */
 import type { Reactor } from "../io/reactor.ts";
+import type { BlockNode } from "./node.ts";
 
 export class WriteGate {
   #reactor: Reactor;
@@ -62,13 +64,46 @@ export class WriteGate {
   }
 }
 
-const gates = new WeakMap<Reactor, WriteGate>();
+interface SharedGate {
+  readonly gate: WriteGate;
+  userCount: number;
+}
 
-export function writeGateOf(reactor: Reactor): WriteGate {
-  let gate = gates.get(reactor);
-  if (gate === undefined) {
-    gate = new WriteGate(reactor);
-    gates.set(reactor, gate);
+interface Gates {
+  /** By host file. */
+  readonly shared: Map<string, SharedGate>;
+  readonly ofOthers: WriteGate;
+}
+
+const gates = new WeakMap<Reactor, Gates>();
+
+function gatesOf(reactor: Reactor): Gates {
+  let all = gates.get(reactor);
+  if (all === undefined) {
+    all = { shared: new Map(), ofOthers: new WriteGate(reactor) };
+    gates.set(reactor, all);
   }
-  return gate;
+  return all;
+}
+
+/** The gate of a host file for a node that has it open; release() when it is closed. */
+export function acquireWriteGate(
+  reactor: Reactor,
+  hostFile: string,
+): { readonly gate: WriteGate; release(): void } {
+  const { shared } = gatesOf(reactor);
+  const entry = shared.get(hostFile) ?? { gate: new WriteGate(reactor), userCount: 0 };
+  shared.set(hostFile, entry);
+  entry.userCount++;
+  return {
+    gate: entry.gate,
+    release: () => {
+      if (--entry.userCount === 0) shared.delete(hostFile);
+    },
+  };
+}
+
+/** The gate that writes to this node pass through. Changes in drained sections only. */
+export function writeGateOf(reactor: Reactor, node: BlockNode): WriteGate {
+  return node.writeGate ?? gatesOf(reactor).ofOthers;
 }

@@ -7,6 +7,7 @@ import {
   OP_WRITE_ZEROES,
   REQ_NO_FALLBACK,
 } from "../../../src/block/node.ts";
+import { acquireWriteGate } from "../../../src/block/write-gate.ts";
 import type { Reactor } from "../../../src/io/reactor.ts";
 import { NONE } from "../../../src/io/requests.ts";
 import { EIO, ENOTSUP } from "../../../src/runtime/errno.ts";
@@ -139,5 +140,23 @@ describe("SlowPath", () => {
     expect(node.calls.length).toBe(1);
     for (const one of taken) reactor.buffers.free(one);
     expect(await runOn(reactor, () => Promise.all(waits))).toEqual([0, 0, 0]);
+  });
+
+  test("does not wait for writes to another host file", async () => {
+    const files = ["a", "b"].map((name) => acquireWriteGate(reactor, name));
+    const nodes = files.map(({ gate }) =>
+      Object.assign(new FakeNode(reactor, BYTES, LIMITS), { writeGate: gate }),
+    );
+    const options = { writable: true, writethrough: false };
+    const backends = nodes.map((one) => new BlockBackend(reactor, one, options));
+    const write = (index: number, offset: number, bytes: number) =>
+      backends[index]!.request(OP_WRITE, offset, bytes, reactor.memory.address + at, 0);
+    nodes[0]!.hold();
+    const waiting = [write(0, 512, 512), write(0, 1, 1)];
+    expect(await runOn(reactor, () => write(1, 1, 1))).toBe(0);
+    expect(nodes[0]!.calls.length).toBe(1);
+    nodes[0]!.go();
+    expect(await runOn(reactor, () => Promise.all(waiting))).toEqual([0, 0]);
+    for (const file of files) file.release();
   });
 });

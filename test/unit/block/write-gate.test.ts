@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
-import { WriteGate, writeGateOf } from "../../../src/block/write-gate.ts";
+import { acquireWriteGate, WriteGate, writeGateOf } from "../../../src/block/write-gate.ts";
+import { FakeNode } from "../../support/fake-node.ts";
 import { makeReactor } from "../../support/reactor.ts";
 
 const settle = () => new Promise((resolve) => setTimeout(resolve, 0));
@@ -56,9 +57,30 @@ describe("WriteGate", () => {
 });
 
 describe("writeGateOf()", () => {
-  test("gives each reactor its own, always the same", () => {
+  test("gives each reactor its own, always the same, for nodes without a host file", () => {
     const [one, other] = [makeReactor("epoll"), makeReactor("epoll")];
-    expect(writeGateOf(one)).toBe(writeGateOf(one));
-    expect(writeGateOf(one)).not.toBe(writeGateOf(other));
+    const nodes = [new FakeNode(one, 512), new FakeNode(one, 512)] as const;
+    expect(writeGateOf(one, nodes[0])).toBe(writeGateOf(one, nodes[1]));
+    expect(writeGateOf(one, nodes[0])).not.toBe(writeGateOf(other, nodes[0]));
+  });
+
+  test("is one for all nodes on a host file, while one of them has it", () => {
+    const reactor = makeReactor("epoll");
+    const one = acquireWriteGate(reactor, "a");
+    const two = acquireWriteGate(reactor, "a");
+    const other = acquireWriteGate(reactor, "b");
+    expect(one.gate).toBe(two.gate);
+    expect(one.gate).not.toBe(other.gate);
+    one.release();
+    expect(acquireWriteGate(reactor, "a").gate).toBe(two.gate);
+    const node = Object.assign(new FakeNode(reactor, 512), { writeGate: two.gate });
+    expect(writeGateOf(reactor, node)).toBe(two.gate);
+  });
+
+  test("starts anew when nobody has the file open", () => {
+    const reactor = makeReactor("epoll");
+    const one = acquireWriteGate(reactor, "a");
+    one.release();
+    expect(acquireWriteGate(reactor, "a").gate).not.toBe(one.gate);
   });
 });

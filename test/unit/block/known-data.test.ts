@@ -1,6 +1,6 @@
 import { describe, expect, test } from "bun:test";
-import { KnownData, RANGES_MAX } from "../../../../../src/block/drivers/file/known-data.ts";
-import { Random } from "../../../../support/random.ts";
+import { KnownData, RANGES_MAX } from "../../../src/block/known-data.ts";
+import { Random } from "../../support/random.ts";
 
 describe("KnownData", () => {
   test("covers() only what one range holds", () => {
