@@ -4,6 +4,7 @@
  * Spec: qapi/block-core.json BlockdevOptions; QEMU block.c bdrv_inherited_options()
  */
 import type { CommonNodeOptions } from "../iothread/messages.ts";
+import { detectZeroesOptions } from "../qapi/block.ts";
 import { bool, enumeration, object, optional, str } from "../qapi/scalars.ts";
 import type { ObjectMembers } from "../qapi/types.ts";
 import { assert, OutportError } from "../util/error.ts";
@@ -33,7 +34,7 @@ export const blockdevCommonMembers = {
   ),
   "force-share": optional(bool, "Take no image locks that shut others out (default: false)"),
   "detect-zeroes": optional(
-    enumeration("BlockdevDetectZeroesOptions", ["off", "on", "unmap"]),
+    detectZeroesOptions,
     "Turn written zeroes into efficient zero requests (default: off)",
   ),
 } satisfies ObjectMembers;
@@ -46,6 +47,9 @@ export interface NodePlan {
   readonly common: CommonNodeOptions;
   /** The driver's own members, without children. */
   readonly options: Wire;
+  /** What was given for this node itself, but children. */
+  readonly explicit: Wire;
+  readonly active: boolean;
   readonly children: readonly ChildPlan[];
 }
 
@@ -58,21 +62,14 @@ export type ChildPlan =
 export function planNode(
   drivers: ReadonlyMap<string, BlockDriver>,
   options: Wire,
-  parent: CommonNodeOptions | null = null,
+  parent: { readonly common: CommonNodeOptions; readonly active: boolean } | null = null,
 ): NodePlan {
   const driver = drivers.get(options.driver as string);
   if (driver === undefined) {
     throw new OutportError("invalid", `Unknown driver '${options.driver}'`);
   }
-  if (options.active === false) {
-    // QSD differs: it opens nodes inactive.
-    throw new OutportError("unsupported", "Inactive block nodes are not supported");
-  }
-  const common = commonOptions(options, parent);
-  const own: Record<string, unknown> = {};
-  for (const name of Object.keys(driver.members)) {
-    if (options[name] !== undefined) own[name] = options[name];
-  }
+  const common = commonOptions(options, parent?.common ?? null);
+  const active = (options.active as boolean | undefined) ?? parent?.active ?? true;
   const children: ChildPlan[] = [];
   for (const { role, optional } of driver.children) {
     const child = options[role];
@@ -81,19 +78,35 @@ export function planNode(
     } else if (typeof child === "string") {
       children.push({ role, reference: child });
     } else {
-      children.push({ role, plan: planNode(drivers, child as Wire, common) });
+      children.push({ role, plan: planNode(drivers, child as Wire, { common, active }) });
     }
   }
   return {
     nodeName: options["node-name"] as string | undefined,
     driver,
     common,
-    options: own,
+    options: ownOptions(driver, options),
+    explicit: explicitOptions(driver, options),
+    active,
     children,
   };
 }
 
-function commonOptions(options: Wire, parent: CommonNodeOptions | null): CommonNodeOptions {
+/** The driver's own members, without children. */
+export function ownOptions(driver: BlockDriver, options: Wire): Wire {
+  const given = Object.entries(options).filter(([, value]) => value !== undefined);
+  return Object.fromEntries(given.filter(([name]) => Object.hasOwn(driver.members, name)));
+}
+
+/** All that is no child of the driver's. */
+export function explicitOptions(driver: BlockDriver, options: Wire): Wire {
+  const isChild = (name: string): boolean => driver.children.some(({ role }) => role === name);
+  const given = Object.entries(options).filter(([, value]) => value !== undefined);
+  return Object.fromEntries(given.filter(([name]) => !isChild(name)));
+}
+
+/** What the node itself is given, over what an inline child takes from its parent. */
+export function commonOptions(options: Wire, parent: CommonNodeOptions | null): CommonNodeOptions {
   const cache = (options.cache ?? {}) as { direct?: boolean; "no-flush"?: boolean };
   const flag = (value: unknown, inherited: boolean | undefined): boolean =>
     (value as boolean | undefined) ?? inherited ?? false;
@@ -114,6 +127,10 @@ export function checkCommonOptions(common: CommonNodeOptions): void {
   if (common.forceShare && !common.readOnly) {
     throw new OutportError("invalid", "force-share=on can only be used with read-only images");
   }
+  checkDetectZeroes(common);
+}
+
+export function checkDetectZeroes(common: CommonNodeOptions): void {
   if (common.detectZeroes === "unmap" && !common.discardUnmap) {
     const text =
       "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap";

@@ -1,27 +1,41 @@
 /**
  * The graph of block nodes: adds, deletes, connects and moves them. The nodes themselves are open
  * on iothreads; here is who they are, who uses whom, and what each may do. Thread: main.
- * Spec: qapi/block-core.json blockdev-add, blockdev-del, query-named-block-nodes
+ * Spec: qapi/block-core.json blockdev-add, blockdev-del, blockdev-reopen, blockdev-set-active,
+ * x-blockdev-set-iothread
  */
 import { type Iothread, type Iothreads, MAIN_LOOP } from "../iothread/pool.ts";
 import { OutportError } from "../util/error.ts";
+import type { Log } from "../util/log.ts";
+import { trace } from "../util/trace.ts";
+import { activate, inactivate, inactivateAll } from "./activation.ts";
+import { planNode } from "./catalogue.ts";
+import { drained } from "./drained.ts";
+import type { BlockDriver, Permissions, Surroundings } from "./driver.ts";
 import {
-  type ChildPlan,
-  checkCommonOptions,
-  checkNodeName,
-  type NodePlan,
-  planNode,
-} from "./catalogue.ts";
-import type { BlockDriver, Permissions } from "./driver.ts";
-import { attachEdge, connectedNodes, detachEdge, Edge, GraphNode } from "./graph-node.ts";
+  attachEdge,
+  connectedNodes,
+  detachEdge,
+  Edge,
+  type GraphNode,
+  isRootUsed,
+  type RootUser,
+} from "./graph-node.ts";
 import { moveNodes } from "./node-move.ts";
+import { checkDepth, OpenNodes } from "./open-nodes.ts";
 import { updatePermissions } from "./permission-update.ts";
+import { Placement } from "./placement.ts";
+import { reopenNodes } from "./reopen.ts";
+import { rollBack } from "./roll-back.ts";
 
 type Wire = Readonly<Record<string, unknown>>;
 
 export interface BlockGraphParts {
   readonly drivers: readonly BlockDriver[];
   readonly iothreads: Iothreads;
+  /** What block drivers refer to beside nodes. */
+  readonly findObject?: Surroundings["findObject"];
+  readonly log?: Log;
 }
 
 /** What an export or job holds of its node. */
@@ -30,14 +44,15 @@ export type RootUse = Edge;
 export class BlockGraph {
   #drivers: ReadonlyMap<string, BlockDriver>;
   #iothreads: Iothreads;
-  /** By name, in the order of opening. */
-  #nodes = new Map<string, GraphNode>();
-  #generatedCount = 0;
+  #nodes: OpenNodes;
+  #log: Log;
   #last: Promise<unknown> = Promise.resolve();
 
-  constructor({ drivers, iothreads }: BlockGraphParts) {
+  constructor({ drivers, iothreads, findObject, log }: BlockGraphParts) {
+    this.#log = log ?? (() => {});
     this.#drivers = new Map(drivers.map((driver) => [driver.name, driver]));
     this.#iothreads = iothreads;
+    this.#nodes = new OpenNodes({ findObject: findObject ?? (() => undefined), log: this.#log });
   }
 
   /** Runs tasks that look at or change the graph one after the other. */
@@ -54,19 +69,57 @@ export class BlockGraph {
         throw new OutportError("invalid", "'node-name' must be specified for the root node");
       }
       const plan = planNode(this.#drivers, options);
-      const iothread = await this.#placeFor(plan);
-      const node = await this.#openPlan(plan, iothread);
-      node.monitorOwned = true;
+      const references = this.#nodes.references(plan);
+      await this.#placed(async (placement) => {
+        const iothread = await placement.gather(references, this.#iothreads.get(MAIN_LOOP));
+        const node = await this.#nodes.open(plan, iothread);
+        node.monitorOwned = true;
+      });
+    });
+  }
+
+  /** blockdev-reopen. `list`: BlockdevOptions, wire names, checked against their schema. */
+  blockdevReopen(list: readonly Wire[]): Promise<void> {
+    return this.exclusive(async () => {
+      await this.#placed(async (placement) => {
+        const replaced = await reopenNodes(list, {
+          find: (nodeName) => this.find(nodeName),
+          bind: (node) => this.#nodes.bind(node),
+          join: (node, child) => placement.join(node, child),
+          checkDepth,
+        });
+        await rollBack(replaced.map((node) => () => this.#nodes.closeUnused(node)));
+      });
+    });
+  }
+
+  /** blockdev-set-active. Without a name: all nodes. */
+  blockdevSetActive(nodeName: string | undefined, active: boolean): Promise<void> {
+    return this.exclusive(async () => {
+      const nodes = nodeName === undefined ? this.nodes : [this.#nodes.named(nodeName)];
+      if (active) await activate(nodes);
+      else if (nodeName === undefined) await inactivateAll(nodes);
+      else for (const node of nodes) await inactivate(node);
+    });
+  }
+
+  /** x-blockdev-set-iothread. `id` null: the built-in one. `force`: also nodes in use. */
+  setIothread(nodeName: string, id: string | null, force: boolean): Promise<void> {
+    return this.exclusive(async () => {
+      const node = this.#nodes.named(nodeName);
+      if (!force && isRootUsed(node)) {
+        const why = "is associated with a BlockBackend and could be in use";
+        const message = `Node ${nodeName} ${why} (use force=true to override this check)`;
+        throw new OutportError("in-use", message);
+      }
+      await this.move(node, this.#iothreadFor(id));
     });
   }
 
   /** blockdev-del */
   blockdevDel(nodeName: string): Promise<void> {
     return this.exclusive(async () => {
-      const node = this.#nodes.get(nodeName);
-      if (node === undefined) {
-        throw new OutportError("not-found", `Failed to find node with node-name='${nodeName}'`);
-      }
+      const node = this.#nodes.named(nodeName);
       if (isRootUsed(node)) {
         throw new OutportError("in-use", `Node ${nodeName} is in use`);
       }
@@ -77,34 +130,55 @@ export class BlockGraph {
         throw new OutportError("in-use", `Block device ${nodeName} is in use`);
       }
       node.monitorOwned = false;
-      await this.#closeUnused(node);
+      try {
+        await this.#nodes.closeUnused(node);
+      } catch (error) {
+        node.monitorOwned = true;
+        throw error;
+      }
     });
-  }
-
-  /** query-named-block-nodes: BlockDeviceInfo, newest first. */
-  queryNamedBlockNodes(): Promise<Record<string, unknown>[]> {
-    return this.exclusive(() =>
-      Promise.all([...this.#nodes.values()].reverse().map((node) => describe(node))),
-    );
   }
 
   /** Closes all nodes, parents first. Exports are closed already. */
   closeAll(): Promise<void> {
     return this.exclusive(async () => {
-      for (const node of this.#nodes.values()) node.monitorOwned = false;
-      for (const node of [...this.#nodes.values()].reverse()) await this.#closeUnused(node);
+      for (const node of this.nodes) node.monitorOwned = false;
+      for (const node of this.nodes.reverse()) await this.#nodes.closeUnused(node);
     });
   }
 
   // For exports and jobs, inside exclusive().
 
+  /** The oldest first. */
+  get nodes(): GraphNode[] {
+    return this.#nodes.list();
+  }
+
   find(nodeName: string): GraphNode | undefined {
-    return this.#nodes.get(nodeName);
+    return this.#nodes.find(nodeName);
+  }
+
+  /**
+   * Runs `task` while no request is in flight on `nodes` and all that is connected with them, and
+   * none starts. They go on afterwards, whatever happens.
+   */
+  drained<T>(nodes: readonly GraphNode[], task: () => Promise<T>): Promise<T> {
+    return drained(nodes, task);
+  }
+
+  /** Makes the node and all below it active. Returns what takes it back. */
+  activate(node: GraphNode): Promise<() => Promise<void>> {
+    return activate([node]);
   }
 
   /** A user of `node` from outside the graph. Throws OutportError, and nothing has changed. */
-  async attachRoot(node: GraphNode, permissions: Permissions): Promise<RootUse> {
-    const use = new Edge(null, "root", node);
+  async attachRoot(
+    node: GraphNode,
+    permissions: Permissions,
+    user: RootUser = {},
+  ): Promise<RootUse> {
+    const use = new Edge(null, "root", node, user);
+    if (trace.blk_root_attach.enabled) trace.blk_root_attach.write(`node ${node.nodeName}`);
     attachEdge(use);
     try {
       await this.changeRoot(use, permissions);
@@ -128,140 +202,45 @@ export class BlockGraph {
   }
 
   async detachRoot(use: RootUse): Promise<void> {
+    if (trace.blk_root_detach.enabled) trace.blk_root_detach.write(`node ${use.child.nodeName}`);
     detachEdge(use);
-    await updatePermissions([use.child]);
-    await this.#closeUnused(use.child);
+    // Only less than before: it fails with its thread, if ever.
+    await rollBack([() => updatePermissions([use.child])]);
+    await this.#nodes.closeUnused(use.child);
   }
 
-  /** Takes the node and all that is connected with it to another iothread. Nobody may use them. */
+  /**
+   * Takes the node and all that is connected with it to another iothread, with those that use it.
+   * Throws OutportError, and nothing has changed.
+   */
   async move(node: GraphNode, iothread: Iothread): Promise<void> {
     if (node.iothread === iothread) return;
-    const nodes = connectedNodes(node);
-    if (nodes.some(isRootUsed)) {
-      throw new OutportError("in-use", "Cannot change iothread of active block backend");
+    const facts = { node: node.nodeName, from: node.iothread.id, to: iothread.id };
+    if (trace.bdrv_move.enabled) {
+      trace.bdrv_move.write(`node ${facts.node} from ${facts.from} to ${facts.to}`);
     }
-    await moveNodes(nodes, iothread);
+    await moveNodes(connectedNodes(node), iothread);
+    this.#log("info", "node moved", facts);
   }
 
-  /** Where the nodes of a plan go: to those that it refers to, which come together if they must. */
-  async #placeFor(plan: NodePlan): Promise<Iothread> {
-    const references = this.#references(plan);
-    const used = references.find((node) => connectedNodes(node).some(isRootUsed));
-    const place = (used ?? references[0])?.iothread ?? this.#iothreads.get(MAIN_LOOP);
-    for (const node of references) await this.move(node, place);
-    return place;
-  }
-
-  #references(plan: NodePlan): GraphNode[] {
-    return plan.children.flatMap((child) =>
-      "plan" in child ? this.#references(child.plan) : [this.#reference(child.reference)],
-    );
-  }
-
-  #reference(name: string): GraphNode {
-    const node = this.#nodes.get(name);
-    if (node !== undefined) return node;
-    throw new OutportError("not-found", `Cannot find device='${name}' nor node-name='${name}'`);
-  }
-
-  /** Opens children, then the node. When it throws, all is as before. */
-  async #openPlan(plan: NodePlan, iothread: Iothread): Promise<GraphNode> {
-    const children: { role: string; node: GraphNode }[] = [];
+  /** What the command moved goes back when it fails. */
+  async #placed(command: (placement: Placement) => Promise<void>): Promise<void> {
+    const placement = new Placement((node, iothread) => this.move(node, iothread));
     try {
-      for (const child of plan.children) {
-        children.push({ role: child.role, node: await this.#openChild(child, iothread) });
-      }
-      checkCommonOptions(plan.common);
-      const nodeName = plan.nodeName ?? this.#generateName();
-      if (plan.nodeName !== undefined) checkNodeName(nodeName, (name) => this.#nodes.has(name));
-      return await this.#openNode(plan, nodeName, children, iothread);
+      await command(placement);
     } catch (error) {
-      for (const { node } of children.reverse()) await this.#closeUnused(node);
+      await placement.undo();
       throw error;
     }
   }
 
-  #openChild(child: ChildPlan, iothread: Iothread): GraphNode | Promise<GraphNode> {
-    return "plan" in child
-      ? this.#openPlan(child.plan, iothread)
-      : this.#reference(child.reference);
-  }
-
-  async #openNode(
-    plan: NodePlan,
-    nodeName: string,
-    children: readonly { role: string; node: GraphNode }[],
-    iothread: Iothread,
-  ): Promise<GraphNode> {
-    const definition = {
-      nodeName,
-      driver: plan.driver.name,
-      options: plan.options,
-      ...plan.common,
-      children: Object.fromEntries(children.map(({ role, node }) => [role, node.nodeName])),
-    };
-    const node = new GraphNode(plan.driver, definition, iothread);
-    for (const child of children) attachEdge(new Edge(node, child.role, child.node));
+  #iothreadFor(id: string | null): Iothread {
+    if (id === null) return this.#iothreads.get(MAIN_LOOP);
     try {
-      // Children first: open() may already read from them.
-      await updatePermissions([node]);
-      node.info = await iothread.call("node-open", definition);
-    } catch (error) {
-      await this.#releaseChildren(node);
-      throw error;
+      if (id !== MAIN_LOOP) return this.#iothreads.get(id);
+    } catch {
+      // Said below.
     }
-    this.#nodes.set(nodeName, node);
-    iothread.userCount++;
-    return node;
+    throw new OutportError("not-found", `Cannot find iothread ${id}`);
   }
-
-  /** Closes a node that nobody uses or owns any more, and then such children. */
-  async #closeUnused(node: GraphNode): Promise<void> {
-    if (node.monitorOwned || node.parents.length > 0) return;
-    if (this.#nodes.get(node.nodeName) !== node) return;
-    await node.iothread.call("node-close", { nodeName: node.nodeName });
-    this.#nodes.delete(node.nodeName);
-    node.iothread.userCount--;
-    for (const child of await this.#releaseChildren(node)) await this.#closeUnused(child);
-  }
-
-  /** Ends a node's use of its children. */
-  async #releaseChildren(node: GraphNode): Promise<GraphNode[]> {
-    const children = node.children.map((edge) => edge.child);
-    for (const edge of [...node.children]) detachEdge(edge);
-    await updatePermissions(children);
-    return children;
-  }
-
-  /** As QEMU's: a count and two random digits. Users can't give such names. */
-  #generateName(): string {
-    const random = Math.floor(Math.random() * 100);
-    return `#block${this.#generatedCount++}${String(random).padStart(2, "0")}`;
-  }
-}
-
-/** By an export or a job. */
-function isRootUsed(node: GraphNode): boolean {
-  return node.parents.some((edge) => edge.parent === null);
-}
-
-/** BlockDeviceInfo of one node. Throttling is the business of a filter: always 0 here. */
-async function describe(node: GraphNode): Promise<Record<string, unknown>> {
-  node.info = await node.iothread.call("node-query", { nodeName: node.nodeName });
-  return {
-    "node-name": node.nodeName,
-    active: true,
-    ...node.info.description,
-    children: node.children.map(({ role, child }) => ({
-      child: role,
-      "node-name": child.nodeName,
-    })),
-    write_threshold: 0,
-    bps: 0,
-    bps_rd: 0,
-    bps_wr: 0,
-    iops: 0,
-    iops_rd: 0,
-    iops_wr: 0,
-  };
 }

@@ -34,15 +34,16 @@ export class ImageLocks {
 
   /**
    * Takes on `fd` what `next` needs beside what is held, and checks that nobody else stands
-   * against it. Throws OutportError, all as before then.
+   * against it. Throws OutportError, all as before then. `handedOver`: nobody can, because another
+   * open file of this process holds the same.
    */
-  prepare(fd: number, next: Permissions): void {
+  prepare(fd: number, next: Permissions, handedOver = false): void {
     const used = next.used & ~this.#used;
     const unshared = unsharedOf(next) & ~this.#unshared;
     if (used === 0 && unshared === 0) return;
     try {
       this.#lock(fd, used, unshared);
-      this.#check(fd, next);
+      if (!handedOver) this.#check(fd, next);
     } catch (error) {
       this.abort(fd, next);
       throw error;
@@ -64,6 +65,11 @@ export class ImageLocks {
     this.#unlock(fd, this.#used & ~next.used, this.#unshared & next.shared);
     this.#used = next.used;
     this.#unshared = unsharedOf(next);
+  }
+
+  /** Drops everything on a file description that the node no longer uses. */
+  release(fd: number): void {
+    this.#unlock(fd, PERM_ALL, PERM_ALL);
   }
 
   #lock(fd: number, used: number, unshared: number): void {

@@ -9,14 +9,12 @@ import type {
 } from "../iothread/messages.ts";
 import { strerror } from "../runtime/errno.ts";
 import { assert } from "../util/error.ts";
-import type { BlockDriver, Permissions } from "./driver.ts";
+import type { BlockDriver, OpenContext } from "./driver.ts";
+import { isInactive, markActive } from "./inactive-nodes.ts";
 import type { BlockNode } from "./node.ts";
+import { dropPermissions, gainPermissions, type NodeEntry } from "./node-permissions.ts";
+import { NodeReopens } from "./node-reopen.ts";
 import { NO_PERMISSIONS } from "./permissions.ts";
-
-interface Entry {
-  readonly node: BlockNode;
-  permissions: Permissions;
-}
 
 export interface NodeTableParts {
   readonly reactor: Reactor;
@@ -28,29 +26,55 @@ export class NodeTable {
   #reactor: Reactor;
   #drivers: ReadonlyMap<string, BlockDriver>;
   #log: (text: string) => void;
-  #entries = new Map<string, Entry>();
+  #entries = new Map<string, NodeEntry>();
+  #reopens: NodeReopens;
 
   constructor({ reactor, drivers, log }: NodeTableParts) {
     this.#reactor = reactor;
     this.#drivers = new Map(drivers.map((driver) => [driver.name, driver]));
     this.#log = log;
+    this.#reopens = new NodeReopens({
+      entry: (nodeName) => this.#entry(nodeName),
+      contextOf: (open) => this.#contextOf(open),
+      infoOf: ({ node }) => infoOf(node),
+      log,
+    });
   }
 
   /** Its handlers, by call. */
   readonly calls: IothreadHandlersOf<
-    "node-open" | "node-close" | "node-permissions" | "node-query"
+    | "node-open"
+    | "node-close"
+    | "node-permissions"
+    | "node-flush"
+    | "nodes-query"
+    | "nodes-reopen"
+    | "nodes-reopen-end"
   > = {
     "node-open": (params) => this.#open(params),
     "node-close": async ({ nodeName }) => {
       await this.#close(nodeName);
       return null;
     },
-    "node-permissions": async ({ nodes }) => {
-      await this.#setPermissions(nodes);
+    "node-permissions": async ({ nodes, handedOver }) => {
+      await this.#setPermissions(nodes, handedOver ?? false);
       return null;
     },
-    "node-query": async ({ nodeName }) => infoOf(this.get(nodeName)),
+    "node-flush": async ({ nodeName }) => {
+      const node = this.get(nodeName);
+      return { result: node.writable ? await node.flush() : 0 };
+    },
+    "nodes-reopen": (params) => this.#reopens.begin(params),
+    "nodes-reopen-end": async ({ reopen, keep }) => {
+      await this.#reopens.end(reopen, keep);
+      return null;
+    },
+    "nodes-query": async ({ nodeNames }) => nodeNames.map((name) => infoOf(this.get(name))),
   };
+
+  find(nodeName: string): BlockNode | undefined {
+    return this.#entries.get(nodeName)?.node;
+  }
 
   get(nodeName: string): BlockNode {
     return this.#entry(nodeName).node;
@@ -61,7 +85,7 @@ export class NodeTable {
     for (const nodeName of [...this.#entries.keys()].reverse()) await this.#close(nodeName);
   }
 
-  #entry(nodeName: string): Entry {
+  #entry(nodeName: string): NodeEntry {
     const entry = this.#entries.get(nodeName);
     assert(entry !== undefined, `node '${nodeName}' is open`);
     return entry;
@@ -72,9 +96,8 @@ export class NodeTable {
     assert(!this.#entries.has(nodeName), `node '${nodeName}' is opened once`);
     const driver = this.#drivers.get(params.driver);
     assert(driver !== undefined, "main knows the same drivers");
-    const children: Record<string, BlockNode> = {};
-    for (const [role, name] of Object.entries(params.children)) children[role] = this.get(name);
-    const node = await driver.open({ ...params, reactor: this.#reactor, children });
+    const node = await driver.open(this.#contextOf(params));
+    markActive(node, params.active ?? true);
     this.#entries.set(nodeName, { node, permissions: NO_PERMISSIONS });
     return infoOf(node);
   }
@@ -89,32 +112,34 @@ export class NodeTable {
   }
 
   /** All or none. */
-  async #setPermissions(nodes: readonly NodePermissions[]): Promise<void> {
-    const done: { entry: Entry; before: Permissions }[] = [];
-    try {
-      for (const { nodeName, used, shared } of nodes) {
-        const entry = this.#entry(nodeName);
-        await entry.node.setPermissions(used, shared);
-        done.push({ entry, before: entry.permissions });
-        entry.permissions = { used, shared };
-      }
-    } catch (error) {
-      for (const { entry, before } of done.reverse()) await this.#restore(entry, before);
-      throw error;
+  async #setPermissions(nodes: readonly NodePermissions[], handedOver: boolean): Promise<void> {
+    const changes = nodes.map((next) => ({ entry: this.#entry(next.nodeName), next }));
+    await gainPermissions(changes, handedOver, this.#log);
+    await dropPermissions(changes, this.#log);
+    // Children first, whose lengths may be others' doing.
+    for (const { entry, next } of changes.reverse()) {
+      if (next.active && isInactive(entry.node)) this.#refreshLength(entry.node);
+      markActive(entry.node, next.active);
     }
   }
 
-  /** What a node had it can have again, unless the host itself has changed its mind meanwhile. */
-  async #restore(entry: Entry, before: Permissions): Promise<void> {
+  /** A node that was inactive goes on with the length it knows where the host tells no other. */
+  #refreshLength(node: BlockNode): void {
     try {
-      await entry.node.setPermissions(before.used, before.shared);
+      node.refreshLength?.();
     } catch (error) {
-      this.#log(`Could not restore the permissions of node '${entry.node.nodeName}': ${error}`);
+      this.#log(`Could not measure node '${node.nodeName}' again: ${error}`);
     }
-    entry.permissions = before;
+  }
+
+  #contextOf(open: NodeOpen): OpenContext {
+    const children: Record<string, BlockNode> = {};
+    for (const [role, name] of Object.entries(open.children)) children[role] = this.get(name);
+    return { ...open, reactor: this.#reactor, log: this.#log, children };
   }
 }
 
-function infoOf(node: BlockNode): NodeInfo {
+/** What main keeps of it. */
+export function infoOf(node: BlockNode): NodeInfo {
   return { bytes: node.bytes, writable: node.writable, description: node.describe() };
 }

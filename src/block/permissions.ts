@@ -61,7 +61,7 @@ export function cumulate(parents: readonly Permissions[]): Permissions {
  * returns what they come to. `parents`: the newest first. Throws OutportError in QSD's words.
  */
 export function checkParents(
-  node: { readonly nodeName: string; readonly writable: boolean },
+  node: { readonly nodeName: string; readonly writable: boolean; readonly isReopened?: boolean },
   parents: readonly ParentUse[],
 ): Permissions {
   for (const one of parents) {
@@ -72,7 +72,11 @@ export function checkParents(
   }
   const permissions = cumulate(parents);
   if ((permissions.used & (PERM_WRITE | PERM_WRITE_UNCHANGED)) !== 0 && !node.writable) {
-    throw new OutportError("permission", "Block node is read-only");
+    const message =
+      node.isReopened === true
+        ? `Read-only block node '${node.nodeName}' cannot support read-write users`
+        : "Block node is read-only";
+    throw new OutportError("permission", message);
   }
   return permissions;
 }

@@ -7,6 +7,7 @@ import {
   PERM_RESIZE,
   PERM_WRITE,
 } from "../../../src/block/node.ts";
+import { MAIN_LOOP } from "../../../src/iothread/pool.ts";
 import { OutportError } from "../../../src/util/error.ts";
 import { type FakeIothread, FakeIothreads, messageOf } from "../../support/iothread.ts";
 
@@ -16,7 +17,7 @@ let graph: BlockGraph;
 
 beforeEach(() => {
   iothreads = new FakeIothreads("io0");
-  main = iothreads.get("main-loop");
+  main = iothreads.get(MAIN_LOOP);
   graph = new BlockGraph({ drivers: blockDrivers, iothreads });
 });
 
@@ -32,7 +33,7 @@ const raw = (name: string, child: unknown, more = {}) => ({
   ...more,
 });
 const add = (options: Record<string, unknown>) => graph.blockdevAdd(options);
-const names = async () => (await graph.queryNamedBlockNodes()).map((node) => node["node-name"]);
+const names = async () => graph.nodes.reverse().map(({ nodeName }) => nodeName);
 
 describe("blockdevAdd()", () => {
   test("opens inline children first and lists the newest first", async () => {

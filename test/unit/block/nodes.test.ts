@@ -33,7 +33,7 @@ const driver: BlockDriver = {
         if (nodeName === refusing) throw new OutportError("in-use", "locked");
         done.push(`${nodeName} ${used}/${shared}`);
       },
-      describe: () => ({ drv: "fake" }),
+      describe: () => ({ exactFilename: "fake" }),
     } as unknown as BlockNode;
   },
 };
@@ -58,14 +58,14 @@ const open = (nodeName: string, more: Partial<NodeOpen> = {}) =>
   } as NodeOpen);
 const setPermissions = (...nodes: [nodeName: string, used: number, shared: number][]) =>
   table.calls["node-permissions"]({
-    nodes: nodes.map(([nodeName, used, shared]) => ({ nodeName, used, shared })),
+    nodes: nodes.map(([nodeName, used, shared]) => ({ nodeName, used, shared, active: true })),
   });
 
 describe("NodeTable", () => {
   test("opens a node on its children", async () => {
     await open("f0");
     const info = await open("r0", { children: { file: "f0" } });
-    expect(info).toEqual({ bytes: 512, writable: true, description: { drv: "fake" } });
+    expect(info).toEqual({ bytes: 512, writable: true, description: { exactFilename: "fake" } });
     expect(done).toEqual(["open f0 on ", "open r0 on f0"]);
     expect(table.get("r0").nodeName).toBe("r0");
   });
