@@ -59,6 +59,7 @@ export const STATX_MODE = 28;
 export const STATX_INO = 32;
 export const STATX_BYTES = 40;
 export const STATX_BLOCKS = 48;
+export const STATX_CTIME = 96;
 export const STATX_RDEV_MAJOR = 128;
 export const STATX_RDEV_MINOR = 132;
 export const STATX_DEV_MAJOR = 136;
@@ -126,16 +127,16 @@ export const SPLICE_F_NONBLOCK = 2;
 
 // Block device ioctls.
 export const BLKROGET = 0x125e;
+export const BLKSECTGET = 0x1267;
 export const BLKSSZGET = 0x1268;
 export const BLKDISCARD = 0x1277;
-export const BLKPBSZGET = 0x127b;
-export const BLKZEROOUT = 0x127f;
 /** Writes a u64. */
 export const BLKGETSIZE64 = 0x8008_1272;
 
 export const PR_SET_NAME = 15;
 
 export const CLOCK_REALTIME = 0;
+export const CLOCK_MONOTONIC = 1;
 // struct timespec: byte offsets.
 export const TIMESPEC_SIZE = 16;
 export const TIMESPEC_SEC = 0;

@@ -11,6 +11,9 @@ import type { Reactor } from "../io/reactor.ts";
 import { NONE, type RequestCarrier, type RequestOwner, type RequestTable } from "../io/requests.ts";
 import { EAGAIN, EINTR, EIO, EOPNOTSUPP, EPERM, ESHUTDOWN } from "../runtime/errno.ts";
 import { assert } from "../util/error.ts";
+import { trace } from "../util/trace.ts";
+import { backendsOf } from "./drains.ts";
+import { isInactive } from "./inactive-nodes.ts";
 import {
   type BlockNode,
   MAPPED,
@@ -18,14 +21,19 @@ import {
   OP_FLUSH,
   OP_READ,
   OP_WRITE,
+  OP_WRITE_ZEROES,
   type Op,
   REQ_FUA,
   type Resolution,
   ZERO,
 } from "./node.ts";
 import { isAligned, SlowPath } from "./slow-path.ts";
-import { Statistics } from "./statistics.ts";
+import { type Statistics, statisticsOf } from "./statistics.ts";
 import { type WriteGate, writeGateOf } from "./write-gate.ts";
+
+const traceRead = trace.blk_co_preadv;
+const traceWrite = trace.blk_co_pwritev;
+const traceFailure = trace.blk_request_failed;
 
 /** What cachestat() counts. */
 const PAGE_BYTES = 4096;
@@ -41,19 +49,23 @@ export class BlockBackend implements RequestCarrier {
   readonly node: BlockNode;
   readonly writable: boolean;
   readonly writethrough: boolean;
-  readonly statistics = new Statistics();
+  readonly #statistics: Statistics;
   #requests: RequestTable;
   #flagsAlways: number;
   #kinds: { readonly io: number; readonly posted: number };
   #resolution: Resolution = { fd: -1, offset: 0, bytes: 0 };
   #slowPath: SlowPath;
-  /** Only for nodes with an alignment. */
-  #gate: WriteGate | null;
+  /** Only while the node has an alignment. */
+  #gate: WriteGate | null = null;
+  /** The node's image may be another process's to change: nothing but reads is to be asked. */
+  inactive = false;
+  #mayWrite = false;
   #inFlight = 0;
   /** Callers of drain() that have not called resume(). */
   #drains = 0;
   #waiting: number[] = [];
   #onIdle: (() => void)[] = [];
+  #hurried = false;
   #closed = false;
 
   constructor(reactor: Reactor, node: BlockNode, options: BackendOptions) {
@@ -65,7 +77,9 @@ export class BlockBackend implements RequestCarrier {
     this.#flagsAlways = options.writethrough ? REQ_FUA : 0;
     this.#kinds = kindsOf(reactor);
     this.#slowPath = new SlowPath(reactor, node);
-    this.#gate = node.limits.requestAlignment > 1 ? writeGateOf(reactor) : null;
+    this.#statistics = statisticsOf(node);
+    this.#lookAtNode();
+    backendsOf(reactor).add(this);
   }
 
   get inFlight(): number {
@@ -77,6 +91,8 @@ export class BlockBackend implements RequestCarrier {
     const requests = this.#requests;
     requests.carrier[slot] = this;
     requests.doneBytes[slot] = 0;
+    requests.startNs[slot] = this.reactor.turnNs;
+    if (traceRead.enabled || traceWrite.enabled) this.#traceStart(slot);
     if (this.#drains > 0) this.#waiting.push(slot);
     else this.#start(slot);
   }
@@ -105,11 +121,12 @@ export class BlockBackend implements RequestCarrier {
 
   /**
    * True when the range is one run of a host file and in the host's memory: `out` says where, and a
-   * transport may send it from there. The caller counts it as a read then.
+   * transport may send it from there: countCached() then.
    */
   findCached(offset: number, bytes: number, out: Resolution): boolean {
     const { node, reactor } = this;
     if (this.#drains > 0 || node.limits.requestAlignment > 1) return false;
+    if (offset + bytes > node.bytes) return false;
     if (node.resolve(OP_READ, offset, bytes, out) !== MAPPED || out.bytes < bytes) return false;
     const status = reactor.linux.cachestat(out.fd, out.offset, bytes);
     if (typeof status === "number") return false;
@@ -126,12 +143,22 @@ export class BlockBackend implements RequestCarrier {
   writeFromPipe(pipeFd: number, bytes: number, offset: number): number {
     const { node, reactor } = this;
     const out = this.#resolution;
-    if (this.#drains > 0 || !this.writable || node.limits.requestAlignment > 1) return -EAGAIN;
+    if (this.#drains > 0 || !this.#mayWrite || node.limits.requestAlignment > 1) return -EAGAIN;
+    if (offset + bytes > node.bytes) return -EAGAIN;
     if (node.resolve(OP_WRITE, offset, bytes, out) !== MAPPED || out.bytes < bytes) return -EAGAIN;
+    const startNs = reactor.nowNs();
     const result = reactor.engine.writeFromPipe(pipeFd, bytes, out.fd, out.offset);
     if (result === -EAGAIN) return result;
-    this.statistics.count(OP_WRITE, result, result);
-    return result < 0 ? node.onMappedError(OP_WRITE, result) : result;
+    const nowNs = reactor.nowNs();
+    this.#statistics.count(OP_WRITE, result, result, nowNs - startNs, nowNs);
+    if (result < 0) return node.onMappedError(OP_WRITE, result);
+    this.#statistics.countEnd(offset + result);
+    return result;
+  }
+
+  /** `bytes` that findCached() found are sent: a read that takes no time. */
+  countCached(bytes: number): void {
+    this.#statistics.count(OP_READ, bytes, 0, 0, this.reactor.turnNs);
   }
 
   /** New requests wait; resolves when none is in flight. Pair with resume(). */
@@ -144,16 +171,27 @@ export class BlockBackend implements RequestCarrier {
   resume(): void {
     assert(this.#drains > 0, "resume() follows drain()");
     if (--this.#drains > 0) return;
+    this.#lookAtNode();
     const waiting = this.#waiting;
     this.#waiting = [];
     for (const slot of waiting) this.#start(slot);
+  }
+
+  /** Before close(), which may wait for clients first: nothing waits for a limit from here on. */
+  hurry(): void {
+    if (this.#hurried) return;
+    this.#hurried = true;
+    this.node.drainBegin?.();
   }
 
   /** Drains for good; what still waits ends with -ESHUTDOWN. Flushes. Returns 0 or -errno. */
   async close(): Promise<number> {
     assert(!this.#closed, "a backend is closed once");
     this.#closed = true;
+    this.hurry();
     await this.drain();
+    this.node.drainEnd?.();
+    backendsOf(this.reactor).delete(this);
     for (const slot of this.#waiting) {
       this.#inFlight++;
       this.#post(slot, -ESHUTDOWN);
@@ -192,13 +230,21 @@ export class BlockBackend implements RequestCarrier {
     this.#complete(slot, result);
   }
 
+  /** What changes in drained sections only. */
+  #lookAtNode(): void {
+    const { node, reactor } = this;
+    this.#gate = node.limits.requestAlignment > 1 ? writeGateOf(reactor, node) : null;
+    this.inactive = isInactive(node);
+    this.#mayWrite = this.writable && !this.inactive;
+  }
+
   #start(slot: number): void {
     this.#inFlight++;
     const requests = this.#requests;
     const op = requests.op[slot] as Op;
     const offset = requests.offset[slot]!;
     const bytes = requests.bytes[slot]!;
-    if (op !== OP_READ && op !== OP_FLUSH && op !== OP_CACHE && !this.writable) {
+    if (op !== OP_READ && op !== OP_FLUSH && op !== OP_CACHE && !this.#mayWrite) {
       this.#post(slot, -EPERM);
     } else if (!(offset >= 0 && bytes >= 0 && offset + bytes <= this.node.bytes)) {
       this.#post(slot, -EIO);
@@ -308,9 +354,30 @@ export class BlockBackend implements RequestCarrier {
     this.reactor.engine.post(makeToken(this.#kinds.posted, slot), result);
   }
 
+  #traceStart(slot: number): void {
+    const { op, offset, bytes, flags } = this.#requests;
+    const point = op[slot] === OP_READ ? traceRead : op[slot] === OP_WRITE ? traceWrite : null;
+    if (point?.enabled !== true) return;
+    const range = `offset ${offset[slot]} bytes ${bytes[slot]}`;
+    point.write(`node ${this.node.nodeName} ${range} flags 0x${flags[slot]!.toString(16)}`);
+  }
+
   #complete(slot: number, result: number): void {
     const requests = this.#requests;
-    this.statistics.count(requests.op[slot] as Op, requests.bytes[slot]!, result);
+    const op = requests.op[slot] as Op;
+    if (result < 0 && traceFailure.enabled) {
+      const range = `offset ${requests.offset[slot]} bytes ${requests.bytes[slot]}`;
+      traceFailure.write(`node ${this.node.nodeName} op ${op} ${range} errno ${-result}`);
+    }
+    const bytes = requests.bytes[slot]!;
+    const startNs = requests.startNs[slot]!;
+    let nowNs = this.reactor.turnNs;
+    // Begun and ended in one turn, but not in no time.
+    if (nowNs === startNs) nowNs = this.reactor.nowNs();
+    this.#statistics.count(op, bytes, result, nowNs - startNs, nowNs);
+    if (result === 0 && (op === OP_WRITE || op === OP_WRITE_ZEROES)) {
+      this.#statistics.countEnd(requests.offset[slot]! + bytes);
+    }
     const owner = requests.owner[slot]!;
     this.#inFlight--;
     owner.onRequestDone(slot, result);

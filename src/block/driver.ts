@@ -4,12 +4,14 @@
  */
 import type { Reactor } from "../io/reactor.ts";
 import type { NodeOpen } from "../iothread/messages.ts";
-import type { ObjectMembers } from "../qapi/types.ts";
+import type { Features, ObjectMembers } from "../qapi/types.ts";
 import type { BlockNode } from "./node.ts";
 
 /** What open() gets. */
 export interface OpenContext extends Omit<NodeOpen, "driver" | "children"> {
   readonly reactor: Reactor;
+  /** A line for the operator. */
+  readonly log: (text: string) => void;
   /** By role: "file", "backing". Open, on the same reactor. */
   readonly children: Readonly<Record<string, BlockNode>>;
 }
@@ -23,6 +25,27 @@ export interface Permissions {
 export interface ChildRule {
   readonly role: string;
   readonly optional: boolean;
+  /** null says that there is none. */
+  readonly nullable?: boolean;
+  /** Member or child that it follows in the schema; default: it stands before all members. */
+  readonly after?: string;
+}
+
+/** A node of the graph, as bind() sees it. */
+export interface NodeView {
+  readonly nodeName: string;
+  readonly driver: BlockDriver;
+  readonly children: readonly { readonly role: string; readonly child: NodeView }[];
+}
+
+/** What bind() may look at. */
+export interface Surroundings {
+  /** The node itself; its children are open. */
+  readonly node: NodeView;
+  readonly options: Readonly<Record<string, unknown>>;
+  findNode(nodeName: string): NodeView | undefined;
+  /** An object that a user created. */
+  findObject(id: string): { readonly throttleGroup?: SharedArrayBuffer } | undefined;
 }
 
 export interface BlockDriver {
@@ -31,6 +54,14 @@ export interface BlockDriver {
   /** Its branch of the BlockdevOptions union, without children. */
   readonly members: ObjectMembers;
   readonly children: readonly ChildRule[];
+  /** Of its branch, for introspection. */
+  readonly features?: Features;
+  /** Members that decide what a guest sees: they go into the json: name of the image. */
+  readonly strongOptions?: readonly string[];
+  /** Role of the child that it filters; that child's image shows behind its own. */
+  readonly filtered?: string;
+  /** It makes an image of its own: a host file, zeroes; not a view of what its child has. */
+  readonly isProtocol?: boolean;
   /** What it asks of a child when its own parents ask `of`. Only drivers with children have it. */
   childPermissions?(
     role: string,
@@ -38,6 +69,15 @@ export interface BlockDriver {
     options: Readonly<Record<string, unknown>>,
     writable: boolean,
   ): Permissions;
+  /** Its own members that a reopen may change or leave out. Missing: it can't be reopened. */
+  readonly reopenable?: readonly string[];
+  /**
+   * On main, before open(): what the node needs to know beside its options and children, as
+   * `context.bound`. Structured-cloneable. Throws OutportError.
+   */
+  bind?(surroundings: Surroundings): unknown;
+  /** Name of the node down to which the links of its chain must stay; bind() has found it. */
+  chainBottom?(options: Readonly<Record<string, unknown>>): string | undefined;
   /** Throws OutportError in QSD's words; leaves nothing behind then. */
   open(context: OpenContext): Promise<BlockNode>;
 }

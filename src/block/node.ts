@@ -3,13 +3,17 @@
  * A node answers at once where a range lives, or says SLOW and does it in an async method.
  */
 
+import type { NodeDescription } from "../iothread/messages.ts";
+import type { OpenContext, Permissions } from "./driver.ts";
+import type { WriteGate } from "./write-gate.ts";
+
 /** What a request does. Values fit the op column of the request table. */
 export const OP_READ = 0;
 export const OP_WRITE = 1;
 export const OP_FLUSH = 2;
 export const OP_DISCARD = 3;
 export const OP_WRITE_ZEROES = 4;
-/** Copy-on-read prefetch (NBD CACHE); nodes without anything to prefetch resolve it as ZERO. */
+/** Copy-on-read prefetch (NBD CACHE): copyUp(). Nodes without anything to do resolve it as ZERO. */
 export const OP_CACHE = 5;
 export type Op = 0 | 1 | 2 | 3 | 4 | 5;
 
@@ -53,9 +57,15 @@ export interface BlockStatus {
   depth: number;
 }
 
+/** No request alignment is larger: buffers for widened requests are multiples of it. */
+export const ALIGNMENT_MAX = 256 * 1024;
+
 /** What requests to a node must keep to. Powers of two but for the maxima. */
 export interface BlockLimits {
-  /** Offsets and lengths that the node takes; the backend widens others. 1 when buffered. */
+  /**
+   * Offsets and lengths that the node takes, at most ALIGNMENT_MAX; the backend widens others. 1
+   * when buffered.
+   */
   readonly requestAlignment: number;
   /** Alignment of memory addresses. */
   readonly memoryAlignment: number;
@@ -72,6 +82,12 @@ export const PERM_WRITE_UNCHANGED = 1 << 2;
 export const PERM_RESIZE = 1 << 3;
 export const PERM_ALL = 15;
 
+/** A node that has been reopened, and may still go back. Neither way fails. */
+export interface ReopenedNode {
+  commit(): void;
+  undo(): void;
+}
+
 /**
  * One node of the graph, open. Data-plane methods return 0 or a count, or a negative errno; they
  * never throw. Requests given to a node are in bounds, aligned to its limits, not longer than
@@ -80,11 +96,14 @@ export const PERM_ALL = 15;
 export interface BlockNode {
   readonly nodeName: string;
   readonly driver: string;
+  // What follows, up to the limits, changes in drained sections only: nobody keeps it beyond one.
   /** Length in bytes: what the driver reports, rounded up to 512. */
   readonly bytes: number;
   /** False when writes fail: opened read-only. */
   readonly writable: boolean;
   readonly limits: BlockLimits;
+  /** Of the host file that all of its writes go to; missing when there is not one such file. */
+  readonly writeGate?: WriteGate | undefined;
 
   /** Synchronous, allocates nothing. FLUSH and range-free ops pass offset 0, bytes 0. */
   resolve(op: Op, offset: number, bytes: number, out: Resolution): ResolutionKind;
@@ -95,6 +114,12 @@ export interface BlockNode {
   writeZeroes(offset: number, bytes: number, flags: number): Promise<number>;
   discard(offset: number, bytes: number): Promise<number>;
   flush(): Promise<number>;
+  /**
+   * Copies into this layer what the range still takes from the layers below; rounds to what it
+   * allocates. No write may come in between: as allocating writes, it is the node's own to
+   * serialise. Missing: there is nothing below.
+   */
+  copyUp?(offset: number, bytes: number): Promise<number>;
 
   /**
    * One extent at `offset`. Returns 0, -errno, or a Promise of it when metadata must be loaded.
@@ -115,11 +140,41 @@ export interface BlockNode {
   /**
    * Takes on new permissions: what all parents together use, and what all of them let others use.
    * A file node takes or drops its image locks and reopens for writing when it must. All or
-   * nothing. Throws OutportError.
+   * nothing. Throws OutportError. `handedOver`: another open file of this process holds the same
+   * image locks, and shields this one until it is closed.
    */
-  setPermissions(used: number, shared: number): Promise<void>;
-  /** Facts for query-named-block-nodes, wire names. */
-  describe(): Record<string, unknown>;
+  setPermissions(used: number, shared: number, handedOver?: boolean): Promise<void>;
+  /**
+   * Takes on other options, children and permissions, in a drained section. Flushed before.
+   * Throws OutportError in QSD's words, and nothing has changed then. Missing: the driver can't.
+   */
+  reopen?(context: OpenContext, permissions: Permissions): Promise<ReopenedNode>;
+  /**
+   * A drained section of the node's tree begins: what waits here for some other reason than the
+   * host (a token bucket) goes on at once, until the section ends. Sections may nest.
+   */
+  drainBegin?(): void;
+  drainEnd?(): void;
+  /** Something happened that a test may have armed an error for: a BlkdebugEvent. */
+  onBlockEvent?(event: string): void;
+  /**
+   * A new length, with PERM_RESIZE; in a drained section, unless it only grows. The node and those
+   * below know it then, others by refreshLength(). Throws OutportError in QSD's words, and nothing
+   * has changed then. Missing: the driver can't.
+   */
+  truncate?(bytes: number): Promise<void>;
+  /** Its file or child may have another length by now. Children first. Throws OutportError. */
+  refreshLength?(): void;
+  describe(): NodeDescription;
+  /** Members of its branch of BlockStatsSpecific. */
+  describeStatistics?(): Readonly<Record<string, number>>;
+  /**
+   * For the same node on another iothread, as OpenContext.handedOver: what its options don't tell.
+   * Structured-cloneable. Drained and flushed; a file stays open until it is open there.
+   */
+  handOver?(): unknown;
+  /** Where the write ended that ended highest, of all parents. */
+  readonly highestWrite?: number;
   /** Children are closed by the graph, after this. Nothing is in flight. */
   close(): Promise<void>;
 }

@@ -1,7 +1,23 @@
 /** The block drivers that there are. To add one: its file here, and a line below. Thread: any. */
 import type { BlockDriver } from "../driver.ts";
+import { blkdebug } from "./blkdebug/index.ts";
+import { blklogwrites } from "./blklogwrites/index.ts";
+import { blkverify } from "./blkverify.ts";
+import { copyOnRead } from "./copy-on-read.ts";
 import { file, hostDevice } from "./file/index.ts";
 import { nullAio, nullCo } from "./null.ts";
 import { raw } from "./raw.ts";
+import { throttle } from "./throttle.ts";
 
-export const blockDrivers: readonly BlockDriver[] = [file, hostDevice, nullAio, nullCo, raw];
+export const blockDrivers: readonly BlockDriver[] = [
+  blkdebug,
+  blklogwrites,
+  blkverify,
+  copyOnRead,
+  file,
+  hostDevice,
+  nullAio,
+  nullCo,
+  raw,
+  throttle,
+];

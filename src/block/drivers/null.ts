@@ -4,17 +4,20 @@
  * Spec: qapi/block-core.json BlockdevOptionsNull
  */
 import type { Reactor } from "../../io/reactor.ts";
-import { bool, int, optional } from "../../qapi/scalars.ts";
+import type { NodeDescription } from "../../iothread/messages.ts";
+import { bool, int, optional, uint64 } from "../../qapi/scalars.ts";
 import { ENOTSUP } from "../../runtime/errno.ts";
 import { assert, OutportError } from "../../util/error.ts";
-import { describeNode, jsonFilename, LENGTH_MAX, nodeBytes } from "../description.ts";
+import { LENGTH_MAX, nodeBytes, SECTOR_BYTES } from "../description.ts";
 import type { BlockDriver, OpenContext } from "../driver.ts";
 import {
   type BlockLimits,
   type BlockNode,
   type BlockStatus,
+  OP_WRITE,
   type Op,
   REQ_NO_FALLBACK,
+  type ReopenedNode,
   type Resolution,
   type ResolutionKind,
   SLOW,
@@ -42,8 +45,9 @@ class NullNode implements BlockNode {
   readonly nodeName: string;
   readonly driver: string;
   readonly bytes: number;
-  readonly writable: boolean;
+  writable: boolean;
   readonly limits = LIMITS;
+  highestWrite = 0;
   #reactor: Reactor;
   #context: OpenContext;
   #latencyNs: number;
@@ -52,10 +56,12 @@ class NullNode implements BlockNode {
   constructor(driver: string, context: OpenContext) {
     const options = context.options as NullOptions;
     const { size = BYTES_DEFAULT, "latency-ns": latencyNs = 0 } = options;
+    // A negative one arrives as the largest number.
+    if (latencyNs === Number.MAX_SAFE_INTEGER)
+      throw new OutportError("invalid", "latency-ns is invalid");
     if (size < 0) {
       throw new OutportError("invalid", `Value '${size}' is out of range for parameter 'size'`);
     }
-    if (latencyNs < 0) throw new OutportError("invalid", "latency-ns is invalid");
     if (size > LENGTH_MAX) {
       throw new OutportError("limit", "Could not refresh total sector count: File too large");
     }
@@ -70,10 +76,15 @@ class NullNode implements BlockNode {
     this.#statusFlags = options["read-zeroes"] === true ? STATUS_ZERO | STATUS_ALLOCATED : 0;
   }
 
-  resolve(_op: Op, _offset: number, bytes: number, out: Resolution): ResolutionKind {
+  resolve(op: Op, offset: number, bytes: number, out: Resolution): ResolutionKind {
+    if (op === OP_WRITE) this.#noteWrite(offset + bytes);
     if (this.#latencyNs > 0) return SLOW;
     out.bytes = bytes;
     return ZERO;
+  }
+
+  #noteWrite(end: number): void {
+    if (end > this.highestWrite) this.highestWrite = end;
   }
 
   async read(_offset: number, bytes: number, address: number): Promise<number> {
@@ -85,7 +96,8 @@ class NullNode implements BlockNode {
     return this.#sleep();
   }
 
-  async writeZeroes(_offset: number, _bytes: number, flags: number): Promise<number> {
+  async writeZeroes(offset: number, bytes: number, flags: number): Promise<number> {
+    this.#noteWrite(offset + bytes);
     // QSD has no quick way here, and says so.
     return (flags & REQ_NO_FALLBACK) !== 0 ? -ENOTSUP : this.#sleep();
   }
@@ -120,12 +132,25 @@ class NullNode implements BlockNode {
 
   async setPermissions(): Promise<void> {}
 
-  describe(): Record<string, unknown> {
+  async reopen(context: OpenContext): Promise<ReopenedNode> {
+    const before = this.#context;
+    const use = (now: OpenContext): void => {
+      this.#context = now;
+      this.writable = !now.readOnly;
+    };
+    use(context);
+    return { commit: () => {}, undo: () => use(before) };
+  }
+
+  describe(): NodeDescription {
     const { "latency-ns": _, ...strong } = this.#context.options as NullOptions;
-    const plain = Object.keys(strong).length === 0;
-    return describeNode(this, this.#context, {
-      filename: plain ? `${this.driver}://` : jsonFilename(this.driver, strong),
-    });
+    const isPlain = Object.keys(strong).length === 0;
+    return {
+      ...(isPlain ? { exactFilename: `${this.driver}://` } : {}),
+      actualBytes: 0,
+      // It takes any; QSD says the alignment of those that don't know.
+      limits: { "request-alignment": 1, "min-mem-alignment": SECTOR_BYTES },
+    };
   }
 
   async close(): Promise<void> {}
@@ -135,11 +160,14 @@ function nullDriver(name: string): BlockDriver {
   return {
     name,
     members: {
-      size: optional(int),
-      "latency-ns": optional(int),
-      "read-zeroes": optional(bool),
+      size: optional(int, "Bytes of the disk (default: 1 GiB)"),
+      "latency-ns": optional(uint64, "Nanoseconds that each request takes (default: 0)"),
+      "read-zeroes": optional(bool, "Promise that all reads are zeroes (default: false)"),
     },
     children: [],
+    strongOptions: ["size", "read-zeroes"],
+    isProtocol: true,
+    reopenable: [],
     async open(context) {
       return new NullNode(name, context);
     },

@@ -4,10 +4,12 @@
  * Spec: qapi/block-core.json BlockdevOptionsRaw, QEMU block/raw-format.c
  */
 
+import type { NodeDescription } from "../../iothread/messages.ts";
 import { int, optional } from "../../qapi/scalars.ts";
 import { EINVAL, ENOSPC } from "../../runtime/errno.ts";
 import { OutportError } from "../../util/error.ts";
-import { describeNode, jsonFilename, nodeBytes, SECTOR_BYTES } from "../description.ts";
+import { ChildIo } from "../child-io.ts";
+import { nodeBytes, SECTOR_BYTES } from "../description.ts";
 import type { BlockDriver, OpenContext, Permissions } from "../driver.ts";
 import {
   type BlockLimits,
@@ -20,6 +22,7 @@ import {
   type Op,
   PERM_RESIZE,
   REQ_MAY_UNMAP,
+  type ReopenedNode,
   type Resolution,
   type ResolutionKind,
   SLOW,
@@ -28,6 +31,8 @@ import {
   ZERO,
 } from "../node.ts";
 import { checkWriteLength } from "../permissions.ts";
+import { truncateNode } from "../truncate.ts";
+import type { WriteGate } from "../write-gate.ts";
 import { writeDetectedZeroes } from "../zeroes.ts";
 
 interface RawOptions {
@@ -35,40 +40,54 @@ interface RawOptions {
   readonly size?: number;
 }
 
-interface ChildImage {
-  readonly filename: string;
-  readonly "actual-size": number;
-}
-
 class RawNode implements BlockNode {
   readonly nodeName: string;
   readonly driver = "raw";
-  readonly bytes: number;
-  readonly writable: boolean;
-  readonly limits: BlockLimits;
+  bytes: number;
+  writable: boolean;
+  highestWrite = 0;
   #context: OpenContext;
   #child: BlockNode;
+  /** Of open drained sections, in which the child may change. */
+  #drainedChildren: BlockNode[] = [];
   #offset: number;
   /** What the child really has of this node's bytes; they are rounded up. */
   #childBytes: number;
+  /** Whatever the child has: the size option. */
+  #fixedBytes: number | undefined;
 
   constructor(context: OpenContext, child: BlockNode, offset: number, bytes: number) {
     this.nodeName = context.nodeName;
     this.bytes = nodeBytes(bytes);
     this.writable = !context.readOnly;
-    this.limits = child.limits;
     this.#context = context;
     this.#child = child;
     this.#offset = offset;
     this.#childBytes = bytes;
+    this.#fixedBytes = (context.options as RawOptions).size;
+  }
+
+  get limits(): BlockLimits {
+    return this.#child.limits;
+  }
+
+  get writeGate(): WriteGate | undefined {
+    return this.#child.writeGate;
   }
 
   resolve(op: Op, offset: number, bytes: number, out: Resolution): ResolutionKind {
     if (op === OP_FLUSH) return this.#child.resolve(op, 0, 0, out);
     if (op === OP_DISCARD && !this.#context.discardUnmap) return ZERO;
-    if (op === OP_WRITE && this.#context.detectZeroes !== "off") return SLOW;
+    if (op === OP_WRITE) {
+      this.#noteWrite(offset + bytes);
+      if (this.#context.detectZeroes !== "off") return SLOW;
+    }
     if (offset + bytes > this.#childBytes) return this.#resolveTail(op, offset, bytes, out);
     return this.#child.resolve(op, offset + this.#offset, bytes, out);
+  }
+
+  #noteWrite(end: number): void {
+    if (end > this.highestWrite) this.highestWrite = end;
   }
 
   /** The last sector may reach beyond the child: it reads as zeroes there. */
@@ -82,17 +101,21 @@ class RawNode implements BlockNode {
 
   async read(offset: number, bytes: number, address: number): Promise<number> {
     if (offset + bytes > this.#childBytes) return -EINVAL;
+    this.#child.onBlockEvent?.("read_aio");
     return this.#child.read(offset + this.#offset, bytes, address);
   }
 
   async write(offset: number, bytes: number, address: number, flags: number): Promise<number> {
     if (offset + bytes > this.#childBytes) return -ENOSPC;
+    this.#noteWrite(offset + bytes);
     if (await writeDetectedZeroes(this.#context, this, offset, bytes, address)) return 0;
+    this.#child.onBlockEvent?.("write_aio");
     return this.#child.write(offset + this.#offset, bytes, address, flags);
   }
 
   async writeZeroes(offset: number, bytes: number, flags: number): Promise<number> {
     if (offset + bytes > this.#childBytes) return -ENOSPC;
+    this.#noteWrite(offset + bytes);
     const allowed = this.#context.discardUnmap ? flags : flags & ~REQ_MAY_UNMAP;
     return this.#child.writeZeroes(offset + this.#offset, bytes, allowed);
   }
@@ -100,11 +123,21 @@ class RawNode implements BlockNode {
   async discard(offset: number, bytes: number): Promise<number> {
     const inside = Math.min(bytes, this.#childBytes - offset);
     if (!this.#context.discardUnmap || inside <= 0) return 0;
-    return this.#child.discard(offset + this.#offset, inside);
+    // Blocks of the child begin elsewhere.
+    const io = new ChildIo(this.#context.reactor, this.#child);
+    return io.discard(offset + this.#offset, inside);
   }
 
   flush(): Promise<number> {
+    this.#child.onBlockEvent?.("flush_to_os");
+    this.#child.onBlockEvent?.("flush_to_disk");
     return this.#child.flush();
+  }
+
+  async copyUp(offset: number, bytes: number): Promise<number> {
+    const inside = Math.min(bytes, this.#childBytes - offset);
+    if (inside <= 0) return 0;
+    return (await this.#child.copyUp?.(offset + this.#offset, inside)) ?? 0;
   }
 
   blockStatus(offset: number, bytes: number, out: BlockStatus): number | Promise<number> {
@@ -130,25 +163,52 @@ class RawNode implements BlockNode {
     checkWriteLength(this, used);
   }
 
-  describe(): Record<string, unknown> {
-    const below = this.#child.describe() as { image: ChildImage };
-    const { filename, "actual-size": actualBytes } = below.image;
-    const { offset, size } = this.#context.options as RawOptions;
-    const window = offset !== undefined || size !== undefined;
-    return describeNode(this, this.#context, {
-      filename: window
-        ? jsonFilename("raw", { offset, size, file: this.#childFile(filename) })
-        : filename,
-      actualBytes,
-      image: { "dirty-flag": false },
-      // What the child needs is seen to, whatever is asked of this node.
-      limits: { "request-alignment": 1 },
-    });
+  drainBegin(): void {
+    this.#drainedChildren.push(this.#child);
+    this.#child.drainBegin?.();
   }
 
-  #childFile(filename: string): unknown {
-    if (filename.startsWith("json:")) return JSON.parse(filename.slice("json:".length));
-    return { driver: this.#child.driver, filename };
+  drainEnd(): void {
+    this.#drainedChildren.pop()?.drainEnd?.();
+  }
+
+  async truncate(bytes: number): Promise<void> {
+    if (this.#fixedBytes !== undefined) {
+      throw new OutportError("unsupported", "Cannot resize fixed-size raw disks");
+    }
+    await truncateNode(this.#child, bytes + this.#offset);
+    this.#measure();
+  }
+
+  async reopen(context: OpenContext): Promise<ReopenedNode> {
+    const child = context.children.file!;
+    const { offset = 0, size } = context.options as RawOptions;
+    checkWindow(child, offset, size);
+    const before = { context: this.#context, child: this.#child, offset: this.#offset };
+    const use = (now: typeof before): void => {
+      this.#context = now.context;
+      this.#child = now.child;
+      this.#offset = now.offset;
+      this.#fixedBytes = (now.context.options as RawOptions).size;
+      this.writable = !now.context.readOnly;
+      this.#measure();
+    };
+    use({ context, child, offset });
+    return { commit: () => {}, undo: () => use(before) };
+  }
+
+  refreshLength(): void {
+    checkAlignment(this.#child, this.#offset);
+    this.#measure();
+  }
+
+  #measure(): void {
+    this.#childBytes = this.#fixedBytes ?? Math.max(0, this.#child.bytes - this.#offset);
+    this.bytes = nodeBytes(this.#childBytes);
+  }
+
+  describe(): NodeDescription {
+    return {};
   }
 
   async close(): Promise<void> {}
@@ -156,8 +216,13 @@ class RawNode implements BlockNode {
 
 export const raw: BlockDriver = {
   name: "raw",
-  members: { offset: optional(int), size: optional(int) },
+  members: {
+    offset: optional(int, "Bytes of the file before the disk (default: 0)"),
+    size: optional(int, "Bytes of the disk (default: all that follow)"),
+  },
   children: [{ role: "file", optional: false }],
+  strongOptions: ["offset", "size"],
+  reopenable: ["offset", "size"],
   childPermissions(_role, of, options): Permissions {
     const { offset = 0, size } = options as RawOptions;
     // Whoever relies on the window relies on the child's length.
@@ -193,6 +258,10 @@ function checkWindow(child: BlockNode, offset: number, size: number | undefined)
   if (size !== undefined && size % SECTOR_BYTES !== 0) {
     fail(`Specified size is not multiple of ${SECTOR_BYTES}`);
   }
+  checkAlignment(child, offset);
+}
+
+function checkAlignment(child: BlockNode, offset: number): void {
   const { requestAlignment } = child.limits;
   // QSD differs: it takes such a window and pays with a read-modify-write for every write.
   if (offset % requestAlignment !== 0) {

@@ -1,23 +1,9 @@
 /** Commands on the graph of block nodes. Thread: main. Spec: qapi/block-core.json */
-import type { GenericSchema } from "valibot";
-import { blockdevCommonMembers } from "../../block/catalogue.ts";
 import type { BlockDriver } from "../../block/driver.ts";
 import { defineCommand } from "../../qapi/define.ts";
-import {
-  alternate,
-  any,
-  arrayOf,
-  bool,
-  enumeration,
-  lazy,
-  nothing,
-  nullValue,
-  object,
-  optional,
-  str,
-  union,
-} from "../../qapi/scalars.ts";
-import type { AnyCommand, ObjectMembers } from "../../qapi/types.ts";
+import { nothing, object, str } from "../../qapi/scalars.ts";
+import type { AnyCommand } from "../../qapi/types.ts";
+import { blockdevOptions } from "./blockdev-options.ts";
 
 type Wire = Readonly<Record<string, unknown>>;
 
@@ -25,35 +11,6 @@ type Wire = Readonly<Record<string, unknown>>;
 export interface BlockGraphCommands {
   blockdevAdd(options: Wire): Promise<void>;
   blockdevDel(nodeName: string): Promise<void>;
-  queryNamedBlockNodes(): Promise<Record<string, unknown>[]>;
-}
-
-/** BlockdevOptions: one branch per driver, its children before its own members. */
-function blockdevOptions(drivers: readonly BlockDriver[]): GenericSchema<unknown, Wire> {
-  const self: GenericSchema = lazy(() => options);
-  const reference = alternate("BlockdevRef", [self, str]);
-  const referenceOrNull = alternate("BlockdevRefOrNull", [self, str, nullValue]);
-  const branch = ({ children, members }: BlockDriver): ObjectMembers => ({
-    ...Object.fromEntries(
-      children.map(({ role, optional: mayMiss }) => [
-        role,
-        mayMiss ? optional(referenceOrNull) : reference,
-      ]),
-    ),
-    ...members,
-  });
-  const options: GenericSchema = union("BlockdevOptions", {
-    base: {
-      driver: enumeration(
-        "BlockdevDriver",
-        drivers.map(({ name }) => name),
-      ),
-      ...blockdevCommonMembers,
-    },
-    tag: "driver",
-    branches: Object.fromEntries(drivers.map((driver) => [driver.name, branch(driver)])),
-  });
-  return options as GenericSchema<unknown, Wire>;
 }
 
 export interface BlockParts {
@@ -84,16 +41,6 @@ export function blockCommands({ graph, drivers }: BlockParts): readonly AnyComma
         await graph.blockdevDel(nodeName);
         return {};
       },
-    }),
-    defineCommand({
-      name: "query-named-block-nodes",
-      documentation: "Facts about every block node.",
-      errors: [],
-      arguments: object("q_obj_query-named-block-nodes-arg", {
-        flat: optional(bool, "Leave out the facts about backing images (default: false)"),
-      }),
-      returns: arrayOf(any),
-      handler: () => graph.queryNamedBlockNodes(),
     }),
   ];
 }

@@ -12,9 +12,11 @@ import {
   OP_WRITE,
   OP_WRITE_ZEROES,
   REQ_FUA,
+  type Resolution,
 } from "../../../src/block/node.ts";
+import { statisticsOf } from "../../../src/block/statistics.ts";
 import type { Reactor } from "../../../src/io/reactor.ts";
-import { EIO, EOPNOTSUPP, EPERM, ESHUTDOWN } from "../../../src/runtime/errno.ts";
+import { EAGAIN, EIO, EOPNOTSUPP, EPERM, ESHUTDOWN } from "../../../src/runtime/errno.ts";
 import { Payload } from "../../support/block.ts";
 import { FakeNode } from "../../support/fake-node.ts";
 import { pattern } from "../../support/images.ts";
@@ -80,6 +82,22 @@ for (const engine of ENGINES) {
       expect(await ask(OP_WRITE_ZEROES, 0, 512)).toBe(-EPERM);
       expect(await ask(OP_CACHE, 0, 512)).toBe(0);
       expect(node.calls).toEqual([]);
+    });
+
+    test("takes nothing around the queue that is out of bounds", async () => {
+      // The node became shorter than what its client was told; its file did not.
+      const path = map(pattern(2 * BYTES));
+      const before = readFileSync(path);
+      const out: Resolution = { fd: -1, offset: 0, bytes: 0 };
+      expect(backend.findCached(BYTES - 4096, 8192, out)).toBe(false);
+      const pipe = reactor.linux.pipe();
+      if (typeof pipe === "number") throw new Error(`pipe() said ${pipe}`);
+      reactor.linux.write(pipe.writeFd, payload.address, 8192);
+      expect(backend.writeFromPipe(pipe.readFd, 8192, BYTES - 4096)).toBe(-EAGAIN);
+      expect(readFileSync(path).equals(before)).toBe(true);
+      expect(backend.writeFromPipe(pipe.readFd, 4096, BYTES - 4096)).toBe(4096);
+      reactor.linux.close(pipe.readFd);
+      reactor.linux.close(pipe.writeFd);
     });
 
     test("keeps requests back while drained, and tells when none is in flight", async () => {
@@ -185,13 +203,33 @@ for (const engine of ENGINES) {
       await ask(OP_READ, 0, 1000);
       await ask(OP_WRITE, 0, 512);
       await ask(OP_WRITE, BYTES, 512);
-      expect(backend.statistics.snapshot()).toMatchObject({
-        readOps: 1,
-        readBytes: 1000,
-        writeOps: 1,
-        writeBytes: 512,
-        failedOps: 1,
+      expect(statisticsOf(node).describe(reactor.nowNs(), 0)).toMatchObject({
+        rd_operations: 1,
+        rd_bytes: 1000,
+        wr_operations: 1,
+        wr_bytes: 512,
+        failed_wr_operations: 1,
+        wr_highest_offset: 512,
       });
+    });
+
+    test("counts the time from the request to its end, drained sections included", async () => {
+      node.hold();
+      await runOn(reactor, async () => {
+        const read = backend.request(OP_READ, 0, 512, payload.address, 0);
+        await reactor.sleep(3_000_000);
+        node.go();
+        await read;
+        await backend.drain();
+        const write = backend.request(OP_WRITE, 0, 512, payload.address, 0);
+        await reactor.sleep(2_000_000);
+        backend.resume();
+        return write;
+      });
+      const stats = statisticsOf(node).describe(reactor.nowNs(), 0);
+      expect(stats.rd_total_time_ns).toBeGreaterThanOrEqual(3_000_000);
+      expect(stats.wr_total_time_ns).toBeGreaterThanOrEqual(2_000_000);
+      expect(stats.rd_total_time_ns + stats.wr_total_time_ns).toBeLessThan(1e9);
     });
   });
 }

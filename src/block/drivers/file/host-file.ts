@@ -49,8 +49,7 @@ export function openHostFile(
   const fd = openOrThrow(linux, filename, filename, mode);
   return closingOnError(linux, fd, () => {
     if (mode.writable) checkDeviceWritable(linux, fd);
-    const status = linux.fstat(fd);
-    if (typeof status === "number") throw hostError("Could not stat file", status);
+    const status = statusOf(linux, fd);
     const type = typeOf(status);
     const fits = driver === "file" ? type === S_IFREG : type === S_IFBLK || type === S_IFCHR;
     if (!fits) throw wrongType(driver, filename);
@@ -59,7 +58,12 @@ export function openHostFile(
 }
 
 /** The file of `fd` once more, whatever its name leads to by now. Throws OutportError. */
-export function reopenHostFile(linux: Linux, fd: number, filename: string, mode: OpenMode): number {
+export function reopenHostFile(
+  linux: Linux,
+  fd: number,
+  filename: string,
+  mode: OpenMode,
+): HostFile {
   // QSD differs: it opens the name again, which may be another file's since.
   const self = `/proc/self/fd/${fd}`;
   const hasProc = typeof linux.stat(self) !== "number";
@@ -69,7 +73,7 @@ export function reopenHostFile(linux: Linux, fd: number, filename: string, mode:
       throw hostError(`Could not open '${filename}'`, -ESTALE);
     }
     if (mode.writable) checkDeviceWritable(linux, newFd);
-    return newFd;
+    return { fd: newFd, status: statusOf(linux, newFd) };
   });
 }
 
@@ -94,7 +98,7 @@ export function logicalBlockBytes(linux: Linux, fd: number): number {
 }
 
 /** An error of the host in words: "what: why". */
-function hostError(what: string, result: number): OutportError {
+export function hostError(what: string, result: number): OutportError {
   return new OutportError(kindOf(result), `${what}: ${strerror(result)}`);
 }
 
@@ -131,6 +135,12 @@ function isSameFile(linux: Linux, fd: number, other: number): boolean {
   const [a, b] = [linux.fstat(fd), linux.fstat(other)];
   if (typeof a === "number" || typeof b === "number") return false;
   return a.dev === b.dev && a.ino === b.ino;
+}
+
+function statusOf(linux: Linux, fd: number): FileStatus {
+  const status = linux.fstat(fd);
+  if (typeof status === "number") throw hostError("Could not stat file", status);
+  return status;
 }
 
 function typeOf(status: FileStatus): number {

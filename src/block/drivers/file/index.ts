@@ -2,24 +2,21 @@
  * file and host_device: what lies at a path of the host. Schema on main, nodes on an iothread.
  * Spec: qapi/block-core.json BlockdevOptionsFile
  */
-import { bool, enumeration, int, optional, str } from "../../../qapi/scalars.ts";
+import { bool, doc, enumeration, int, optional, str } from "../../../qapi/scalars.ts";
 import { OutportError } from "../../../util/error.ts";
 import type { BlockDriver, OpenContext } from "../../driver.ts";
 import { canLock } from "../../locks.ts";
-import type { BlockLimits } from "../../node.ts";
-import { type Alignment, BUFFERED, directAlignment } from "./alignment.ts";
+import { fileLimits } from "./alignment.ts";
+import { deviceLimits } from "./device-limits.ts";
 import {
   type FileDriver,
-  type HostFile,
   hostFileBytes,
   isBlockDevice,
   logicalBlockBytes,
   openHostFile,
+  reopenHostFile,
 } from "./host-file.ts";
-import { FileNode } from "./node.ts";
-
-/** What one system call moves at most, in whole pages. */
-const TRANSFER_BYTES_MAX = 2 ** 31 - 4096;
+import { type FileHandover, FileNode } from "./node.ts";
 
 interface FileOptions {
   readonly filename: string;
@@ -32,17 +29,29 @@ function fileDriver(name: FileDriver): BlockDriver {
   return {
     name,
     members: {
-      filename: str,
-      "pr-manager": optional(str),
-      locking: optional(enumeration("OnOffAuto", ["auto", "on", "off"])),
+      filename: doc(str, "Path of the file"),
+      "pr-manager": optional(str, "Id of the object that keeps persistent reservations"),
+      locking: optional(
+        enumeration("OnOffAuto", ["auto", "on", "off"]),
+        "Lock the image against other processes (default: auto, where the host can)",
+      ),
       // All of them mean the engine of the iothread, which chose the best that the host has.
-      aio: optional(enumeration("BlockdevAioOptions", ["threads", "native", "io_uring"])),
-      "aio-max-batch": optional(int),
+      aio: optional(
+        enumeration("BlockdevAioOptions", ["threads", "native", "io_uring"]),
+        "How requests reach the host (default: threads)",
+      ),
+      "aio-max-batch": optional(int, "Requests per batch, 0 for the default (default: 0)"),
       // Of live migration, which a storage daemon has no part in.
-      "drop-cache": optional(bool),
-      "x-check-cache-dropped": optional(bool),
+      "drop-cache": optional(bool, "Drop the host's page cache on migration (default: true)"),
+      "x-check-cache-dropped": optional(bool, "Check that it was dropped (default: false)", [
+        "unstable",
+      ]),
     },
     children: [],
+    features: ["dynamic-auto-read-only"],
+    strongOptions: ["filename"],
+    isProtocol: true,
+    reopenable: ["drop-cache", "x-check-cache-dropped"],
     open: (context) => openFile(name, context),
   };
 }
@@ -53,11 +62,16 @@ export const hostDevice = fileDriver("host_device");
 async function openFile(driver: FileDriver, context: OpenContext): Promise<FileNode> {
   const options = context.options as unknown as FileOptions;
   const { filename } = options;
-  const { linux } = context.reactor;
+  const { reactor } = context;
+  const { linux } = reactor;
   checkOptions(driver, options);
   const writable = !context.readOnly && !context.autoReadOnly;
   const mode = { writable, direct: context.cacheDirect };
-  const hostFile = openHostFile(linux, driver, filename, mode);
+  const handedOver = context.handedOver as FileHandover | undefined;
+  const hostFile =
+    handedOver === undefined
+      ? openHostFile(linux, driver, filename, mode)
+      : reopenHostFile(linux, handedOver.fd, filename, mode);
   const { fd, status } = hostFile;
   try {
     if (options.aio === "native" && !context.cacheDirect) {
@@ -74,7 +88,8 @@ async function openFile(driver: FileDriver, context: OpenContext): Promise<FileN
       fd,
       writable,
       bytes,
-      limits: await limitsOf(context, hostFile, deviceBlock),
+      limits: await fileLimits(context, hostFile, deviceBlock),
+      hostLimits: deviceBlock > 0 ? await deviceLimits(reactor, hostFile, mode.direct) : {},
       deviceBlock,
       locking: options.locking === "on" || (options.locking !== "off" && canLock(linux, fd)),
     });
@@ -93,20 +108,4 @@ function checkOptions(driver: FileDriver, options: FileOptions): void {
     const message = `No persistent reservation manager with id '${prManager}'`;
     throw new OutportError("not-found", message);
   }
-}
-
-async function limitsOf(
-  context: OpenContext,
-  { fd, status }: HostFile,
-  deviceBlock: number,
-): Promise<BlockLimits> {
-  const alignment: Alignment = context.cacheDirect
-    ? await directAlignment(context.reactor, fd, status)
-    : BUFFERED;
-  return {
-    requestAlignment: alignment.request,
-    memoryAlignment: alignment.memory,
-    transferBytesMax: TRANSFER_BYTES_MAX,
-    discardAlignment: Math.max(alignment.request, deviceBlock, 1),
-  };
 }

@@ -34,7 +34,8 @@ class RecordingNode {
   readonly nodeName = "child";
   readonly limits;
   readonly calls: unknown[][] = [];
-  readonly bytes: number;
+  readonly writable = true;
+  bytes: number;
 
   constructor(bytes: number, requestAlignment = 1) {
     this.bytes = bytes;
@@ -82,8 +83,9 @@ class RecordingNode {
     return true;
   }
 
-  describe() {
-    return { image: { filename: "/x", "actual-size": 4096 } };
+  async truncate(bytes: number) {
+    this.calls.push(["truncate", bytes]);
+    this.bytes = bytes;
   }
 }
 
@@ -103,7 +105,6 @@ describe("raw", () => {
     expect(node.bytes).toBe(8192);
     expect(node.resolve(OP_WRITE, 512, 1024, out)).toBe(MAPPED);
     expect(out).toEqual({ fd: 7, offset: 512, bytes: 1024 });
-    expect((node.describe().image as { filename: string }).filename).toBe("/x");
   });
 
   test("adds its offset to everything", async () => {
@@ -126,9 +127,14 @@ describe("raw", () => {
       ["writeZeroes", 1536, 512, REQ_MAY_UNMAP],
       ["discard", 2048, 512],
     ]);
-    expect((node.describe().image as { filename: string }).filename).toBe(
-      'json:{"driver":"raw","offset":1024,"size":2048,"file":{"driver":"file","filename":"/x"}}',
-    );
+  });
+
+  test("discards whole blocks of its child", async () => {
+    const child = new RecordingNode(16_384);
+    child.limits.discardAlignment = 4096;
+    const node = await open(child, { offset: 512 }, { discardUnmap: true });
+    expect(await runOn(reactor, () => node.discard(0, 8192))).toBe(0);
+    expect(child.calls).toEqual([["discard", 4096, 4096]]);
   });
 
   test("ignores discard and unmapping unless its own discard is unmap", async () => {
@@ -225,8 +231,42 @@ describe("raw", () => {
       openContext(reactor, { options: { size: 512 }, children: { file: child } }),
     );
     expect(node.resolve(OP_READ, 0, 512, out)).toBe(ZERO);
-    expect((node.describe().image as { filename: string }).filename).toBe(
-      'json:{"driver":"raw","size":512,"file":{"driver":"null-co","size":4096}}',
+  });
+
+  test("truncate() resizes the child by its offset more", async () => {
+    const child = new RecordingNode(8192);
+    const node = await open(child, { offset: 1024 });
+    await runOn(reactor, () => node.truncate!(3000));
+    expect(child.calls).toEqual([["truncate", 4024]]);
+    node.refreshLength!();
+    expect(node.bytes).toBe(3072);
+  });
+
+  test("truncate() refuses where the size is fixed, and what the child refuses", async () => {
+    const child = new RecordingNode(8192);
+    const window = await open(child, { size: 512 });
+    await expect(window.truncate!(1024)).rejects.toThrow("Cannot resize fixed-size raw disks");
+    child.bytes = 4096;
+    window.refreshLength!();
+    expect(window.bytes).toBe(512);
+    const nothing = await nullCo.open(openContext(reactor));
+    const node = await raw.open(openContext(reactor, { children: { file: nothing } }));
+    await expect(node.truncate!(512)).rejects.toThrow(
+      "Image format driver does not support resize",
     );
+    const readOnly = await nullCo.open(openContext(reactor, { readOnly: true }));
+    const over = await raw.open(openContext(reactor, { children: { file: readOnly } }));
+    await expect(over.truncate!(512)).rejects.toThrow("Image is read-only");
+    expect(child.calls).toEqual([]);
+  });
+
+  test("highestWrite is where the write ended that ended highest", async () => {
+    const node = await open(new RecordingNode(8192), { offset: 1024 });
+    node.resolve(OP_WRITE, 0, 512, out);
+    expect(node.highestWrite).toBe(512);
+    await runOn(reactor, () => node.writeZeroes(2048, 512, 0));
+    await runOn(reactor, () => node.write(0, 1024, 4096, 0));
+    node.resolve(OP_READ, 4096, 512, out);
+    expect(node.highestWrite).toBe(2560);
   });
 });

@@ -24,7 +24,11 @@ function makeReactor(request: number, memory: number): { reactor: Reactor; freed
   return { reactor, freed: () => inUse };
 }
 
-const regular = { mode: 0o100644, directOffsetAlignment: 0 } as FileStatus;
+const regular = {
+  mode: 0o100644,
+  directMemoryAlignment: 0,
+  directOffsetAlignment: 0,
+} as FileStatus;
 
 describe("directAlignment()", () => {
   test("finds by trial what the host doesn't say", async () => {
@@ -40,6 +44,20 @@ describe("directAlignment()", () => {
   test("believes what the host says", async () => {
     const { reactor } = makeReactor(512, 512);
     const status = { ...regular, directOffsetAlignment: 4096 };
+    expect(await directAlignment(reactor, 3, status)).toEqual({ request: 4096, memory: 512 });
+    const both = { ...status, directMemoryAlignment: 2048 };
+    expect(await directAlignment(reactor, 3, both)).toEqual({ request: 4096, memory: 2048 });
+  });
+
+  test("refuses blocks that no buffer holds", async () => {
+    const { reactor } = makeReactor(512, 512);
+    const status = { ...regular, directOffsetAlignment: 2 ** 20 };
+    await expect(directAlignment(reactor, 3, status)).rejects.toThrow("O_DIRECT alignment");
+  });
+
+  test("asks for whole sectors of memory where the host would take less", async () => {
+    const { reactor } = makeReactor(1, 1);
+    const status = { ...regular, directMemoryAlignment: 4 };
     expect(await directAlignment(reactor, 3, status)).toEqual({ request: 4096, memory: 512 });
   });
 

@@ -3,7 +3,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { basename, join } from "node:path";
 import type { OpenContext } from "../../../../../src/block/driver.ts";
 import { hostDevice } from "../../../../../src/block/drivers/file/index.ts";
 import { STATUS_ALLOCATED, STATUS_DATA } from "../../../../../src/block/node.ts";
@@ -87,6 +87,48 @@ for (const engine of hasLoops ? ENGINES : []) {
       expect(buffered.limits.requestAlignment).toBe(1);
       await Promise.all([direct.close(), buffered.close()]);
       detach();
+    });
+
+    test("tells of the device's limits, which bind nobody", async () => {
+      const loop = attach("-b", "4096")!;
+      const buffered = await open(loop);
+      const queue = (name: string) => {
+        const path = `/sys/block/${basename(loop)}/queue/${name}`;
+        return Number(readFileSync(path, "ascii"));
+      };
+      const limits = {
+        "request-alignment": 1,
+        "min-mem-alignment": 1,
+        "max-hw-transfer": queue("max_sectors_kb") * 1024,
+        "max-hw-iov": queue("max_segments"),
+        "discard-alignment": queue("discard_granularity"),
+        "write-zeroes-alignment": 4096,
+      };
+      expect(buffered.describe().limits).toEqual(limits);
+      const direct = await open(loop, { cacheDirect: true });
+      expect(direct.describe().limits).not.toHaveProperty("write-zeroes-alignment");
+      await Promise.all([direct.close(), buffered.close()]);
+      detach();
+    });
+
+    test("truncate() can't change a device, but sees that it has grown", async () => {
+      writeFileSync(image, pattern(BYTES));
+      const loop = attach()!;
+      const node = await open(loop);
+      await expect(runOn(reactor, () => node.truncate!(BYTES + 1))).rejects.toThrow(
+        "Cannot grow device files",
+      );
+      await runOn(reactor, () => node.truncate!(4096));
+      node.refreshLength!();
+      expect(node.bytes).toBe(BYTES);
+      writeFileSync(image, pattern(2 * BYTES));
+      execFileSync("losetup", ["-c", loop]);
+      await runOn(reactor, () => node.truncate!(0));
+      node.refreshLength!();
+      expect(node.bytes).toBe(2 * BYTES);
+      await node.close();
+      detach();
+      writeFileSync(image, pattern(BYTES));
     });
 
     test("refuses to write to a read-only device", async () => {

@@ -74,8 +74,8 @@ describe("reopenHostFile()", () => {
     renameSync(at("moved"), at("moved.old"));
     writeFileSync(at("moved"), "another one");
     const again = reopenHostFile(linux, fd, at("moved"), { writable: true, direct: false });
-    expect(hostFileBytes(linux, again)).toBe(3);
+    expect(hostFileBytes(linux, again.fd)).toBe(3);
     linux.close(fd);
-    linux.close(again);
+    linux.close(again.fd);
   });
 });

@@ -8,6 +8,7 @@ import {
   readdirSync,
   readFileSync,
   readlinkSync,
+  renameSync,
   rmSync,
   statSync,
   truncateSync,
@@ -105,6 +106,21 @@ for (const { engine, directory } of places) {
       expect(node.resolve(OP_READ, 0, 512, out)).toBe(MAPPED);
       return reactor.linux.fcntl(out.fd, F_GETFL) & O_ACCMODE;
     }
+
+    test("is the same file after a move, though its name leads elsewhere", async () => {
+      const path = image("old");
+      const node = await open(path);
+      const handedOver = structuredClone(node.handOver!());
+      renameSync(path, `${path}.old`);
+      writeFileSync(path, "another one");
+      const moved = await open(path, { handedOver });
+      await run(() => node.close());
+      payload.u8.set(Buffer.from("new"));
+      expect(await run(() => moved.write(0, 3, payload.address, 0))).toBe(0);
+      await run(() => moved.close());
+      const contents = [path, `${path}.old`].map((name) => readFileSync(name, "utf8"));
+      expect(contents).toEqual(["another one", "new"]);
+    });
 
     test("maps reads, writes and flushes to the file itself", async () => {
       const node = await open(image("x".repeat(1000)));
@@ -345,26 +361,60 @@ for (const { engine, directory } of places) {
       await Promise.all([owner.close(), node.close()]);
     });
 
-    test("describe() tells what QSD tells", async () => {
+    test("describe() tells what only an open file knows", async () => {
       const path = image("x".repeat(1000));
-      const node = await open(path, { cacheNoFlush: true });
-      const description = node.describe();
-      expect(description).toMatchObject({
-        file: path,
-        drv: "file",
-        ro: false,
-        encrypted: false,
-        detect_zeroes: "off",
-        cache: { writeback: true, direct: false, "no-flush": true },
-        image: {
-          filename: path,
-          format: "file",
-          "virtual-size": 1024,
-          "actual-size": statSync(path).blocks * 512,
-          "dirty-flag": false,
-          "format-specific": { type: "file", data: {} },
-        },
+      const node = await open(path);
+      expect(node.describe()).toEqual({
+        exactFilename: path,
+        actualBytes: statSync(path).blocks * 512,
+        image: { "dirty-flag": false, "format-specific": { type: "file", data: {} } },
+        limits: { "request-alignment": 1, "min-mem-alignment": 1 },
       });
+      await node.close();
+    });
+
+    test("truncate() shrinks and grows, and forgets what was data", async () => {
+      const path = image(pattern(64 * KiB));
+      const node = await open(path);
+      expect(await extentsOf(reactor, node, 0, 64 * KiB)).toEqual([[DATA, 64 * KiB]]);
+      expect(node.isKnownData(32 * KiB, 32 * KiB)).toBe(true);
+      await run(() => node.truncate!(16 * KiB + 1));
+      node.refreshLength!();
+      expect([statSync(path).size, node.bytes]).toEqual([16 * KiB + 1, 16 * KiB + 512]);
+      await run(() => node.truncate!(64 * KiB));
+      node.refreshLength!();
+      expect([statSync(path).size, node.bytes]).toEqual([64 * KiB, 64 * KiB]);
+      expect(node.isKnownData(32 * KiB, 32 * KiB)).toBe(false);
+      expect(await extentsOf(reactor, node, 32 * KiB, 32 * KiB)).toEqual([[HOLE, 32 * KiB]]);
+      await node.close();
+    });
+
+    test("truncate() says why it can't, and changes nothing", async () => {
+      const path = image("x".repeat(1000));
+      const node = await open(path);
+      await expect(run(() => node.truncate!(2 ** 53 - 1))).rejects.toThrow(
+        "Could not resize file: File too large",
+      );
+      expect(statSync(path).size).toBe(1000);
+      await node.close();
+    });
+
+    test("describeStatistics() counts discards", async () => {
+      const path = image(pattern(64 * KiB));
+      const node = await open(path, { discardUnmap: true });
+      await run(() => node.discard(0, 4 * KiB));
+      await run(() => node.discard(8 * KiB, 8 * KiB));
+      const expected = { "discard-nb-ok": 2, "discard-nb-failed": 0 };
+      expect(node.describeStatistics!()).toEqual({ ...expected, "discard-bytes-ok": 12 * KiB });
+      await node.close();
+    });
+
+    test("highestWrite is where the write ended that ended highest", async () => {
+      const node = await open(image(pattern(64 * KiB)));
+      node.resolve(OP_WRITE, 0, 512, out);
+      await run(() => node.writeZeroes(4 * KiB, 512, 0));
+      node.resolve(OP_READ, 32 * KiB, 512, out);
+      expect(node.highestWrite).toBe(4 * KiB + 512);
       await node.close();
     });
 
