@@ -26,6 +26,10 @@ export const SO_ZEROCOPY = 60;
 
 export const IPPROTO_TCP = 6;
 export const TCP_NODELAY = 1;
+export const TCP_KEEPIDLE = 4;
+export const TCP_KEEPINTVL = 5;
+export const TCP_KEEPCNT = 6;
+export const IPPROTO_MPTCP = 262;
 export const IPPROTO_IPV6 = 41;
 export const IPV6_V6ONLY = 26;
 

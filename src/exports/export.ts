@@ -57,4 +57,11 @@ export interface ExportType {
   requestShutdown(exp: BlockExport, safe: boolean): Promise<number>;
   /** Ends clients and requests, flushes, lets go of the node. Once, after requestShutdown(). */
   delete(exp: BlockExport): Promise<void>;
+  /**
+   * Leaves the iothread of its node, with its clients, so that the node can move; outside of
+   * drained sections, as requests under way must end. Throws OutportError, and nothing has changed.
+   */
+  suspend(exp: BlockExport): Promise<void>;
+  /** Serves on the iothread of its node, after suspend(). */
+  resume(exp: BlockExport): Promise<void>;
 }

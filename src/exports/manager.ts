@@ -3,12 +3,16 @@
  * Spec: qapi/block-export.json block-export-add, block-export-del, query-block-exports,
  * BLOCK_EXPORT_DELETED
  */
+
 import { isWellformedId } from "../block/catalogue.ts";
 import type { BlockGraph, RootUse } from "../block/graph.ts";
-import type { GraphNode } from "../block/graph-node.ts";
+import type { GraphNode, RootUser } from "../block/graph-node.ts";
 import { PERM_ALL, PERM_CONSISTENT_READ, PERM_WRITE } from "../block/node.ts";
+import { rollBack } from "../block/roll-back.ts";
 import type { Iothread, Iothreads } from "../iothread/pool.ts";
 import { OutportError } from "../util/error.ts";
+import type { Log } from "../util/log.ts";
+import { trace } from "../util/trace.ts";
 import type { BlockExport, ExportType } from "./export.ts";
 
 /** Checked members of BlockExportOptions, wire names. */
@@ -21,6 +25,15 @@ interface BlockExportOptions {
   readonly writable?: boolean;
   readonly writethrough?: boolean;
   readonly "allow-inactive"?: boolean;
+}
+
+/** Checked arguments of nbd-server-add. */
+export interface NbdServerAddOptions {
+  readonly device: string;
+  readonly name?: string | undefined;
+  readonly description?: string | undefined;
+  readonly writable?: boolean | undefined;
+  readonly bitmap?: string | undefined;
 }
 
 export interface BlockExportInfo {
@@ -36,6 +49,7 @@ export interface ExportManagerParts {
   readonly types: readonly ExportType[];
   /** Emits a QAPI event. */
   readonly emit: (event: "BLOCK_EXPORT_DELETED", data: { readonly id: string }) => void;
+  readonly log?: Log;
 }
 
 interface Member {
@@ -43,6 +57,8 @@ interface Member {
   readonly type: ExportType;
   readonly use: RootUse;
   shuttingDown: boolean;
+  /** Ends when its type has said whether it shuts down. */
+  asked: Promise<unknown>;
   /** From its final deletion on. */
   gone: Promise<void> | null;
 }
@@ -52,11 +68,13 @@ export class ExportManager {
   #iothreads: Iothreads;
   #types: ReadonlyMap<string, ExportType>;
   #emit: ExportManagerParts["emit"];
+  #log: Log;
   /** Oldest first. */
   #members = new Map<string, Member>();
   #adding = new Set<string>();
 
-  constructor({ graph, iothreads, types, emit }: ExportManagerParts) {
+  constructor({ graph, iothreads, types, emit, log }: ExportManagerParts) {
+    this.#log = log ?? (() => {});
     this.#graph = graph;
     this.#iothreads = iothreads;
     this.#types = new Map(types.map((type) => [type.name, type]));
@@ -66,7 +84,11 @@ export class ExportManager {
   /** block-export-add. `options`: BlockExportOptions, wire names, checked against its schema. */
   async add(options: Readonly<Record<string, unknown>>): Promise<void> {
     const checked = options as unknown as BlockExportOptions;
-    const { id } = checked;
+    const { id, iothread, "fixed-iothread": fixed } = checked;
+    if (Array.isArray(iothread) && fixed === true) {
+      const text = "Cannot use fixed-iothread for a multi-threaded export";
+      throw new OutportError("invalid", text);
+    }
     if (!isWellformedId(id)) throw new OutportError("invalid", "Invalid block export id");
     if (this.#members.has(id) || this.#adding.has(id)) {
       throw new OutportError("in-use", `Block export id '${id}' is already in use`);
@@ -78,6 +100,11 @@ export class ExportManager {
     this.#adding.add(id);
     try {
       this.#members.set(id, await this.#graph.exclusive(() => this.#create(type, checked)));
+      const facts = { export: id, type: type.name, node: checked["node-name"] };
+      if (trace.blk_exp_add.enabled) {
+        trace.blk_exp_add.write(`id ${id} type ${facts.type} node ${facts.node}`);
+      }
+      this.#log("info", "export added", facts);
     } finally {
       this.#adding.delete(id);
     }
@@ -90,16 +117,43 @@ export class ExportManager {
     if (member.shuttingDown) {
       throw new OutportError("in-use", `Export '${id}' is already shutting down`);
     }
-    member.shuttingDown = true;
-    try {
-      const clientCount = await member.type.requestShutdown(member.exp, mode === "safe");
-      const gone = this.#finish(member);
-      if (clientCount === 0) await gone;
-    } catch (error) {
-      if (member.gone === null) member.shuttingDown = false;
+    if (trace.blk_exp_request_shutdown.enabled) {
+      trace.blk_exp_request_shutdown.write(`id ${id} mode ${mode}`);
+    }
+    const clientCount = await this.#requestShutdown(member, mode === "safe").catch((error) => {
       if (!(error instanceof OutportError) || error.kind !== "in-use") throw error;
       throw new OutportError("in-use", `export '${id}' still in use`, { cause: error });
+    });
+    const gone = this.#finish(member);
+    if (clientCount === 0) await gone;
+  }
+
+  /**
+   * The legacy way of nbd-server-add: id and name are one, and a node that can't be written is
+   * exported for reading.
+   */
+  async addLegacyNbd(options: NbdServerAddOptions): Promise<void> {
+    const { device, name = device, description, writable = false, bitmap } = options;
+    const node = this.#graph.find(device);
+    if (node === undefined) throw noSuchNode(device, device);
+    await this.add({
+      type: "nbd",
+      id: name,
+      "node-name": device,
+      name,
+      writable: writable && node.info.writable,
+      ...(description === undefined ? {} : { description }),
+      ...(bitmap === undefined ? {} : { bitmaps: [bitmap] }),
+    });
+  }
+
+  /** nbd-server-remove. */
+  async deleteLegacyNbd(id: string, mode?: "safe" | "hard"): Promise<void> {
+    const member = this.#members.get(id);
+    if (member !== undefined && member.type.name !== "nbd") {
+      throw new OutportError("invalid", `Block export '${id}' is not an NBD export`);
     }
+    await this.delete(id, mode);
   }
 
   /** query-block-exports: newest first. */
@@ -114,17 +168,19 @@ export class ExportManager {
 
   /** Deletes all (of one type), newest first, whatever clients they have; resolves when gone. */
   async closeAll(type?: string): Promise<void> {
+    // Those that are being made: the types refuse them or have them by then.
+    while (this.#adding.size > 0) await this.#graph.exclusive(async () => {});
     const closing = [...this.#members.values()]
       .reverse()
       .filter((member) => type === undefined || member.type.name === type);
     for (const member of closing) {
-      if (member.shuttingDown) continue;
-      member.shuttingDown = true;
-      await member.type.requestShutdown(member.exp, false);
+      // Somebody's safe deletion may still be refused.
+      await member.asked;
+      if (!member.shuttingDown) await this.#requestShutdown(member, false);
     }
     // At once, so that a slow one holds up nobody's drain; their events keep their order.
     let before: Promise<void> = Promise.resolve();
-    for (const member of closing) before = member.gone ?? this.#finish(member, before);
+    for (const member of closing) before = this.#finish(member, before);
     await Promise.all(closing.map((member) => member.gone));
   }
 
@@ -134,13 +190,26 @@ export class ExportManager {
     const home = node.iothread;
     const isMoved = iothread !== null && (await this.#move(node, iothread, options));
     try {
-      if (options["allow-inactive"] === true && !type.allowsInactive) {
-        throw new OutportError("invalid", "Export type does not support inactive exports");
-      }
+      return await this.#activate(type, node, options);
+    } catch (error) {
+      // QSD differs: it leaves the node where it has moved. Here another export may keep it there,
+      // by a client in the middle of a request.
+      if (isMoved) await rollBack([() => this.#graph.move(node, home)]);
+      throw error;
+    }
+  }
+
+  async #activate(type: ExportType, node: GraphNode, options: BlockExportOptions): Promise<Member> {
+    if (options["allow-inactive"] === true) {
+      if (type.allowsInactive) return await this.#attach(type, node, options);
+      throw new OutportError("invalid", "Export type does not support inactive exports");
+    }
+    const inactivate = await this.#graph.activate(node);
+    try {
       return await this.#attach(type, node, options);
     } catch (error) {
-      // QSD differs: it leaves the node where it has moved.
-      if (isMoved) await this.#graph.move(node, home);
+      // QSD differs: it leaves the node active.
+      await rollBack([inactivate]);
       throw error;
     }
   }
@@ -148,9 +217,7 @@ export class ExportManager {
   #findNode(options: BlockExportOptions): GraphNode {
     const name = options["node-name"];
     const node = this.#graph.find(name);
-    if (node === undefined) {
-      throw new OutportError("not-found", `Cannot find device='' nor node-name='${name}'`);
-    }
+    if (node === undefined) throw noSuchNode("", name);
     if (options.writable === true && !node.info.writable) {
       throw new OutportError("permission", "Cannot export read-only node as writable");
     }
@@ -158,13 +225,9 @@ export class ExportManager {
   }
 
   /** Where the user wants the node; null: where it is. */
-  #placeFor({ iothread, "fixed-iothread": fixed }: BlockExportOptions): Iothread | null {
+  #placeFor({ iothread }: BlockExportOptions): Iothread | null {
     if (iothread === undefined) return null;
     if (typeof iothread === "string") return this.#iothreads.get(iothread);
-    if (fixed === true) {
-      const text = "Cannot use fixed-iothread for a multi-threaded export";
-      throw new OutportError("invalid", text);
-    }
     const [first] = iothread.map((id) => this.#iothreads.get(id));
     if (first === undefined) {
       throw new OutportError("invalid", "The set of I/O threads must not be empty");
@@ -187,7 +250,13 @@ export class ExportManager {
     const writable = options.writable ?? false;
     const used = PERM_CONSISTENT_READ | (writable ? PERM_WRITE : 0);
     const permissions = { used, shared: PERM_ALL };
-    const use = await this.#graph.attachRoot(node, permissions);
+    const user: RootUser = {
+      allowInactive: options["allow-inactive"] === true,
+      ...(options["fixed-iothread"] === true
+        ? {}
+        : { beforeMove: () => type.suspend(exp), afterMove: () => type.resume(exp) }),
+    };
+    const use = await this.#graph.attachRoot(node, permissions, user);
     const exp: BlockExport = {
       id: options.id,
       node,
@@ -204,21 +273,39 @@ export class ExportManager {
       await this.#graph.detachRoot(use);
       throw error;
     }
-    return { exp, type, use, shuttingDown: false, gone: null };
+    return { exp, type, use, shuttingDown: false, asked: Promise.resolve(), gone: null };
   }
 
-  /** The final deletion; its event comes after `before`. */
+  /** Returns how many clients it has. Throws what its type refuses with, and it serves on then. */
+  #requestShutdown(member: Member, safe: boolean): Promise<number> {
+    member.shuttingDown = true;
+    const asked = member.type.requestShutdown(member.exp, safe).catch((error) => {
+      member.shuttingDown = false;
+      throw error;
+    });
+    member.asked = asked.catch(() => {});
+    return asked;
+  }
+
+  /** The final deletion, once; its event comes after `before`. */
   #finish(member: Member, before: Promise<void> = Promise.resolve()): Promise<void> {
     const finish = async (): Promise<void> => {
       await member.type.delete(member.exp);
       await this.#graph.exclusive(() => this.#graph.detachRoot(member.use));
       await before;
       this.#members.delete(member.exp.id);
+      if (trace.blk_exp_delete.enabled) trace.blk_exp_delete.write(`id ${member.exp.id}`);
+      this.#log("info", "export gone", { export: member.exp.id });
       this.#emit("BLOCK_EXPORT_DELETED", { id: member.exp.id });
     };
-    member.gone = finish();
+    member.gone ??= finish();
     return member.gone;
   }
+}
+
+function noSuchNode(device: string, nodeName: string): OutportError {
+  const message = `Cannot find device='${device}' nor node-name='${nodeName}'`;
+  return new OutportError("not-found", message);
 }
 
 function ownMembers(type: ExportType, options: BlockExportOptions): Record<string, unknown> {

@@ -1,5 +1,5 @@
 /** The open exports of one iothread, of all types. Thread: iothread. */
-import type { ExportOpen, ExportStatistics, IothreadHandlersOf } from "../iothread/messages.ts";
+import type { ExportOpen, IothreadHandlersOf } from "../iothread/messages.ts";
 import { assert } from "../util/error.ts";
 
 /** What an export type is on an iothread. */
@@ -10,7 +10,10 @@ export interface ExportService {
   open(params: ExportOpen): Promise<unknown>;
   /** Drops the clients, lets requests in flight finish, flushes, forgets it. */
   close(id: string): Promise<void>;
-  statistics(id: string): ExportStatistics;
+  /** Gives the export with its clients away. Throws OutportError, and nothing has changed. */
+  suspend(id: string): Promise<unknown>;
+  /** Takes over what suspend() gave on this or another thread. */
+  resume(params: ExportOpen, handover: unknown): Promise<void>;
 }
 
 export class ExportRegistry {
@@ -23,11 +26,11 @@ export class ExportRegistry {
   }
 
   /** Its handlers, by call. */
-  readonly calls: IothreadHandlersOf<"export-open" | "export-close" | "export-statistics"> = {
+  readonly calls: IothreadHandlersOf<
+    "export-open" | "export-close" | "export-suspend" | "export-resume"
+  > = {
     "export-open": async (params) => {
-      const service = this.#services.get(params.type);
-      assert(service !== undefined, "main knows the same export types");
-      assert(!this.#open.has(params.id), "an export is opened once");
+      const service = this.#known(params);
       const reply = await service.open(params);
       this.#open.set(params.id, service);
       return reply;
@@ -36,12 +39,30 @@ export class ExportRegistry {
       await this.#close(id);
       return null;
     },
-    "export-statistics": async ({ id }) => this.#serviceOf(id).statistics(id),
+    "export-suspend": async ({ id }) => {
+      const handover = await this.#serviceOf(id).suspend(id);
+      this.#open.delete(id);
+      return { handover };
+    },
+    "export-resume": async ({ open, handover }) => {
+      const service = this.#known(open);
+      await service.resume(open, handover);
+      this.#open.set(open.id, service);
+      return null;
+    },
   };
 
   /** Closes all that is left. */
   async closeAll(): Promise<void> {
     for (const id of [...this.#open.keys()]) await this.#close(id);
+  }
+
+  /** For an export that is not open. */
+  #known({ id, type }: ExportOpen): ExportService {
+    const service = this.#services.get(type);
+    assert(service !== undefined, "main knows the same export types");
+    assert(!this.#open.has(id), "an export is opened once");
+    return service;
   }
 
   #serviceOf(id: string): ExportService {

@@ -35,8 +35,8 @@ export type SocketName =
     }
   | { readonly type: "vsock"; readonly cid: number; readonly port: number };
 
-/** Longest path that bind() takes, in UTF-8 bytes without the closing NUL. */
-export const UNIX_PATH_BYTES_MAX = SOCKADDR_UN_PATH_BYTES - 1;
+/** Longest path that bind() takes, in UTF-8 bytes. At that length it has no closing NUL. */
+export const UNIX_PATH_BYTES_MAX = SOCKADDR_UN_PATH_BYTES;
 
 /** The struct sockaddr_*, exactly as long as the kernel wants it; undefined if it can't be one. */
 export function encodeSocketName(name: SocketName): Uint8Array | undefined {
@@ -90,10 +90,11 @@ export function decodeSocketName(bytes: Uint8Array): SocketName | undefined {
 function encodeUnix(path: string): Uint8Array | undefined {
   const text = new TextEncoder().encode(path);
   const abstract = path.startsWith("\0");
-  if (text.length > (abstract ? SOCKADDR_UN_PATH_BYTES : UNIX_PATH_BYTES_MAX)) return undefined;
+  if (text.length > UNIX_PATH_BYTES_MAX) return undefined;
   if (!abstract && (text.length === 0 || text.includes(0))) return undefined;
-  // The length of an abstract name is its end; a path has a closing NUL.
-  const bytes = new Uint8Array(SOCKADDR_UN_PATH + text.length + (abstract ? 0 : 1));
+  // The length of an abstract name is its end; a path has a closing NUL if there is room for it.
+  const length = abstract ? text.length : Math.min(text.length + 1, SOCKADDR_UN_PATH_BYTES);
+  const bytes = new Uint8Array(SOCKADDR_UN_PATH + length);
   new DataView(bytes.buffer).setUint16(SOCKADDR_FAMILY, AF_UNIX, true);
   bytes.set(text, SOCKADDR_UN_PATH);
   return bytes;

@@ -22,7 +22,6 @@ import {
   NBD_SIMPLE_REPLY_BYTES,
 } from "../../abi/nbd.ts";
 import type { BlockBackend } from "../../block/backend.ts";
-import { OP_READ, type Resolution } from "../../block/node.ts";
 import { BUFFER_BYTES_MAX } from "../../io/buffers.ts";
 import type { Token } from "../../io/engine.ts";
 import type { Reactor } from "../../io/reactor.ts";
@@ -30,15 +29,18 @@ import { NONE, type RequestOwner } from "../../io/requests.ts";
 import { EAGAIN, ECANCELED, EINTR } from "../../runtime/errno.ts";
 import { assert } from "../../util/error.ts";
 import { BufferShare } from "./buffer-share.ts";
+import { CACHED_BYTES_MIN, CachedReads } from "./cached-reads.ts";
 import type { NbdConnections } from "./connections.ts";
 import { failureMessage, nbdError } from "./errors.ts";
 import type { Session } from "./handshake.ts";
+import { IncomingPayload } from "./incoming-payload.ts";
 import { LongCommands } from "./long-commands.ts";
 import { Receiver } from "./receiver.ts";
 import {
   dataHeaderBytes,
   type ReplyTo,
   SMALL_REPLY_BYTES_MAX,
+  traceError,
   writeDataHeader,
   writeErrorChunk,
   writeNone,
@@ -54,6 +56,7 @@ import {
   refusalOf,
   requestBytes,
   requestFlags,
+  traceRequest,
 } from "./request.ts";
 import { SendQueue } from "./send-queue.ts";
 
@@ -65,8 +68,6 @@ const LONG_WRITE_BYTES_MIN = 64 * 1024;
 const PIECE_BYTES = 256 * 1024;
 /** A connection's share of the buffers is never less. */
 const PIECE_BYTES_MIN = 64 * 1024;
-/** From here on a read is worth a look whether the host can send it without copying. */
-const CACHED_BYTES_MIN = 64 * 1024;
 /** Buffer of a command without data. */
 const REPLY_BYTES = 4096;
 
@@ -100,23 +101,21 @@ export class NbdConnection implements RequestOwner {
   #long: LongCommands;
   #header: RequestHeader = { flags: 0, type: 0, cookie0: 0, cookie1: 0, offset: 0, bytes: 0 };
   #headerBytes: number;
-  #cached: Resolution = { fd: NONE, offset: 0, bytes: 0 };
+  #cachedReads: CachedReads;
   /** Reused for replies of slots. */
   #replyTo = { cookie0: 0, cookie1: 0, offset: 0 };
   #commands = 0;
   #share: BufferShare;
   /** What waits for the end of an uninterrupted run; null without one. */
   #held: { at: number; bytes: number; bufferAt: number; last: boolean }[] | null = null;
-  /** Payload being received: where to, how much is missing, and whose it is. */
-  #payloadAt = NONE;
-  #payloadRest = 0;
-  #payloadSlot = NONE;
-  #payloadDone: ((received: boolean) => void) | null = null;
+  #payload: IncomingPayload;
   /** Payload of a refused request, to be thrown away. */
   #skipRest = 0;
   /** Parsing waits for something to become free. */
   #stalled = false;
   #dirty = false;
+  /** Set: no more requests; called at each moment when nothing is on its way. */
+  #onIdle: (() => void) | null = null;
   /** No more requests; ends when those in flight have been answered. */
   #ending = false;
   #closing = false;
@@ -139,8 +138,10 @@ export class NbdConnection implements RequestOwner {
     this.#receiveToken = receiveToken;
     this.#receiver = new Receiver(this.reactor, fd, receiveToken, parts.receiveAt);
     this.#queue = new SendQueue(this.reactor, fd, sendToken, this);
+    this.#cachedReads = new CachedReads(this, this.#queue);
     this.#share = new BufferShare(this.reactor, connections);
     this.#long = new LongCommands(this);
+    this.#payload = new IncomingPayload(this.reactor, backend);
     this.#headerBytes = requestBytes(session.mode);
     // For sendfile(), which knows no other way of not waiting.
     this.reactor.linux.fcntl(fd, F_SETFL, O_RDWR | O_NONBLOCK);
@@ -168,6 +169,36 @@ export class NbdConnection implements RequestOwner {
     this.#finishWhenIdle();
   }
 
+  /**
+   * Stops at the end of the request that is being received, and calls `onIdle` once everything is
+   * answered and sent: then handOver() or resume() may come. A connection that ends meanwhile says
+   * so with `onClosed` instead.
+   */
+  suspend(onIdle: () => void): void {
+    assert(this.#onIdle === null, "a connection is suspended once");
+    this.#onIdle = onIdle;
+    if (this.#receiver.receiving && this.#atBoundary) {
+      this.reactor.engine.cancel(this.#receiveToken);
+    }
+    this.#checkIdle();
+  }
+
+  resume(): void {
+    this.#onIdle = null;
+    if (!this.#closing) this.parse();
+  }
+
+  /** Gives the client to the caller: its socket, and what it has sent already. For good. */
+  handOver(): { readonly fd: number; readonly session: Session; readonly early: Uint8Array } {
+    assert(this.#idle && this.#share.empty, "an idle connection is handed over");
+    // Whoever still calls finds it gone.
+    this.#closing = true;
+    this.#closed = true;
+    const early = this.#receiver.take();
+    this.#letGo();
+    return { fd: this.#fd, session: this.session, early };
+  }
+
   onReceived(result: number): void {
     const count = this.#receiver.onReceived(result);
     if (this.#closing) {
@@ -180,7 +211,7 @@ export class NbdConnection implements RequestOwner {
       else this.close();
       return;
     }
-    if (count > 0) this.#advancePayload(count);
+    if (count > 0) this.#payload.advance(count);
     this.parse();
   }
 
@@ -199,7 +230,9 @@ export class NbdConnection implements RequestOwner {
   flush(): void {
     this.#dirty = false;
     if (!this.#closing && !this.#queue.flush()) this.close();
-    if (!this.#closing) this.#endWhenAnswered();
+    if (this.#closing) return;
+    this.#endWhenAnswered();
+    this.#checkIdle();
   }
 
   /** A request of the fast path ended: its reply goes out with the others of this turn. */
@@ -297,16 +330,10 @@ export class NbdConnection implements RequestOwner {
 
   /** Receives a payload into memory [at, at + bytes). False: the connection is closing. */
   receive(at: number, bytes: number): Promise<boolean> {
-    return new Promise((resolve) => {
-      this.#payloadAt = at;
-      this.#payloadRest = bytes;
-      this.#payloadDone = (received) => {
-        this.reactor.asyncResumed();
-        resolve(received);
-      };
-      if (this.#closing) this.#abandonPayload();
-      else this.parse();
-    });
+    const received = this.#payload.wait(at, bytes);
+    if (this.#closing) this.#abandonPayload();
+    else this.parse();
+    return received;
   }
 
   endReceiving(): void {
@@ -333,6 +360,7 @@ export class NbdConnection implements RequestOwner {
   replyError(at: number, to: ReplyTo, result: number, message: string): void {
     const { view } = this.reactor.memory;
     const error = nbdError(result);
+    traceError(this.structured, to, error, message);
     const bytes = this.structured
       ? writeErrorChunk(view, at, this.extended, to, error, message)
       : writeSimpleReply(view, at, to, error);
@@ -358,6 +386,7 @@ export class NbdConnection implements RequestOwner {
     this.#commands--;
     if (this.#closing) this.#finishWhenIdle();
     else this.#resumeParsing();
+    this.#checkIdle();
   }
 
   // Parsing.
@@ -366,28 +395,30 @@ export class NbdConnection implements RequestOwner {
   parse(): void {
     const receiver = this.#receiver;
     while (!this.#closing && !this.#stalled && !this.#ending) {
-      if (this.#payloadRest > 0) {
-        this.#advancePayload(receiver.moveTo(this.#payloadAt, this.#payloadRest));
-        if (this.#payloadRest > 0) break;
+      if (this.#payload.rest > 0) {
+        this.#payload.advance(receiver.moveTo(this.#payload.at, this.#payload.rest));
+        if (this.#payload.rest > 0) break;
       } else if (this.#skipRest > 0) {
         const count = Math.min(this.#skipRest, receiver.available);
         receiver.start += count;
         this.#skipRest -= count;
         if (this.#skipRest > 0) break;
-      } else if (this.#long.receiving || receiver.available < this.#headerBytes) {
+      } else if (this.#onIdle || this.#long.receiving || receiver.available < this.#headerBytes) {
         break;
       } else {
         this.#parseOne();
       }
     }
     this.#receiveMore();
+    this.#checkIdle();
   }
 
   #receiveMore(): void {
     const receiver = this.#receiver;
     if (this.#closing || this.#stalled || this.#ending || receiver.receiving) return;
-    if (this.#payloadRest > 0) {
-      receiver.receiveInto(this.#payloadAt, this.#payloadRest);
+    if (this.#onIdle !== null && this.#atBoundary) return;
+    if (this.#payload.rest > 0) {
+      receiver.receiveInto(this.#payload.at, this.#payload.rest);
     } else if (!this.#long.receiving) {
       receiver.receive(this.#long.expectsLongWrite ? this.#headerBytes : Infinity);
       if (receiver.large) this.#connections.watchSilence();
@@ -412,12 +443,18 @@ export class NbdConnection implements RequestOwner {
       requests.onFree(() => this.#resumeParsing());
       return;
     }
-    const refusal = header.type === NBD_CMD_DISC ? null : refusalOf(header, this.#rules);
+    const refusal =
+      header.type === NBD_CMD_DISC ? null : refusalOf(header, this.#rules, this.backend.inactive);
     const fast = refusal === null && this.#isFast(header);
-    const cached = refusal === null && this.#isCached(header);
+    const cached =
+      refusal === null &&
+      header.bytes >= CACHED_BYTES_MIN &&
+      this.#held === null &&
+      this.#cachedReads.has(header);
     if (refusal === null && !fast && !cached && header.type !== NBD_CMD_DISC) {
       this.#commands++;
       receiver.start += this.#headerBytes;
+      traceRequest(header);
       this.#long.start({ ...header });
       return;
     }
@@ -431,41 +468,19 @@ export class NbdConnection implements RequestOwner {
     }
     this.#commands++;
     receiver.start += this.#headerBytes;
+    traceRequest(header);
     if (header.type === NBD_CMD_DISC) this.#disconnect(at);
     else if (refusal !== null) this.#refuse(at, header, refusal);
-    else if (cached) this.#sendCached(at, header);
+    else if (cached) this.#startCached(at, header);
     else this.#start(at, header);
     this.#long.expectsLongWrite = false;
   }
 
-  /** A large read of what the host has in memory: #cached says where. */
-  #isCached({ type, flags, offset, bytes }: RequestHeader): boolean {
-    if (type !== NBD_CMD_READ || bytes < CACHED_BYTES_MIN) return false;
-    if ((flags & NBD_CMD_FLAG_FUA) !== 0 || this.#held !== null) return false;
-    if (this.structured && !this.backend.node.isKnownData(offset, bytes)) return false;
-    const where = this.#cached;
-    if (!this.backend.findCached(offset, bytes, where)) return false;
-    // Nothing is sent: is the call there, and does it take this file and this socket?
-    return this.reactor.linux.sendfile(this.#fd, where.fd, where.offset, 0) === 0;
-  }
-
-  /** Its data goes from the page cache to the socket. */
-  #sendCached(at: number, header: RequestHeader): void {
-    const { view } = this.reactor.memory;
-    const { offset, bytes } = header;
-    const file = this.#queue.openFile(this.#cached.fd);
-    if (file < 0) {
-      // No descriptor to be had: as an ordinary read.
-      this.release(at);
-      this.#long.start({ ...header });
-      return;
-    }
-    this.backend.statistics.count(OP_READ, bytes, 0);
-    const length = this.structured
-      ? writeDataHeader(view, at, this.extended, header, true, offset, bytes)
-      : writeSimpleReply(view, at, header, 0);
-    this.send(at, length, at, false);
-    this.#queue.pushFile(file, this.#cached.offset, bytes, true);
+  #startCached(at: number, header: RequestHeader): void {
+    if (this.#cachedReads.send(at, header)) return;
+    // As an ordinary read.
+    this.release(at);
+    this.#long.start({ ...header });
   }
 
   #isFast(header: RequestHeader): boolean {
@@ -501,9 +516,7 @@ export class NbdConnection implements RequestOwner {
       this.backend.submit(slot);
       return;
     }
-    this.#payloadAt = at;
-    this.#payloadRest = header.bytes;
-    this.#payloadSlot = slot;
+    this.#payload.begin(slot, at, header.bytes);
   }
 
   #refuse(at: number, header: RequestHeader, refusal: Refusal): void {
@@ -521,39 +534,15 @@ export class NbdConnection implements RequestOwner {
     this.#endWhenAnswered();
   }
 
-  #advancePayload(count: number): void {
-    this.#payloadAt += count;
-    this.#payloadRest -= count;
-    if (this.#payloadRest > 0) return;
-    this.#payloadAt = NONE;
-    if (this.#payloadSlot !== NONE) {
-      const slot = this.#payloadSlot;
-      this.#payloadSlot = NONE;
-      this.backend.submit(slot);
-    } else {
-      const done = this.#payloadDone!;
-      this.#payloadDone = null;
-      done(true);
-    }
-  }
-
   /** The rest of the payload will never come: the write does not happen. */
   #abandonPayload(): void {
-    if (this.#payloadAt === NONE || this.#receiver.receiving) return;
-    this.#payloadAt = NONE;
-    this.#payloadRest = 0;
-    if (this.#payloadSlot !== NONE) {
-      const slot = this.#payloadSlot;
-      this.#payloadSlot = NONE;
-      // Before the slot is free: whoever waits for one fills it in at once.
-      const at = this.#connections.bufferAt[slot]!;
-      this.reactor.requests.free(slot);
-      this.abandon(at);
-    } else {
-      const done = this.#payloadDone!;
-      this.#payloadDone = null;
-      done(false);
-    }
+    if (this.#receiver.receiving) return;
+    const slot = this.#payload.abandon();
+    if (slot === NONE) return;
+    // Before the slot is free: whoever waits for one fills it in at once.
+    const at = this.#connections.bufferAt[slot]!;
+    this.reactor.requests.free(slot);
+    this.abandon(at);
   }
 
   /** Something is free again that parsing may have waited for. */
@@ -561,6 +550,21 @@ export class NbdConnection implements RequestOwner {
     if (!this.#stalled || this.#closing) return;
     this.#stalled = false;
     this.parse();
+  }
+
+  /** What comes next is a request. */
+  get #atBoundary(): boolean {
+    return this.#payload.rest === 0 && this.#skipRest === 0 && !this.#long.receiving;
+  }
+
+  /** Nothing is on its way, in neither direction. */
+  get #idle(): boolean {
+    if (this.#commands > 0 || this.#receiver.receiving || this.#ending) return false;
+    return this.#atBoundary && this.#queue.empty && !this.#queue.sending;
+  }
+
+  #checkIdle(): void {
+    if (this.#onIdle !== null && !this.#closing && this.#idle) this.#onIdle();
   }
 
   // Ending.
@@ -579,10 +583,16 @@ export class NbdConnection implements RequestOwner {
     if (this.#commands > 0) return;
     this.#closed = true;
     assert(this.#share.empty, "an ended connection holds no buffer");
+    this.#letGo();
+    this.reactor.linux.close(this.#fd);
+    this.#onClosed(this);
+  }
+
+  /** Of all but the socket. */
+  #letGo(): void {
+    this.#queue.clear();
     this.#receiver.close();
     this.#long.closePipe();
-    this.reactor.linux.close(this.#fd);
     this.#connections.remove(this.#index);
-    this.#onClosed(this);
   }
 }

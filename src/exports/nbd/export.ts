@@ -1,10 +1,24 @@
-/** One NBD export on the iothread of its node: its clients and their end. Thread: iothread. */
+/**
+ * One NBD export on the iothread of its node: its clients, their end, and their leave for another
+ * iothread. Thread: iothread.
+ */
 import type { BlockBackend } from "../../block/backend.ts";
 import { assert } from "../../util/error.ts";
 import { NbdConnection } from "./connection.ts";
 import type { NbdConnections } from "./connections.ts";
 import type { Session } from "./handshake.ts";
 import { Receiver } from "./receiver.ts";
+
+/** How long clients may take to come to the end of a request, with its reply sent. */
+const SUSPEND_NS_MAX = 200_000_000;
+
+/** A client between two requests. All of it is the receiver's. */
+export interface NbdClient {
+  readonly fd: number;
+  readonly session: Session;
+  /** What it already sent of its next requests. */
+  readonly early: Uint8Array;
+}
 
 export interface NbdExportParts {
   readonly connections: NbdConnections;
@@ -23,6 +37,9 @@ export class NbdExport {
   #arriving = 0;
   #closing = false;
   #onEmpty: (() => void)[] = [];
+  /** While it is suspended: the clients that are between two requests. */
+  #idle: Set<NbdConnection> | null = null;
+  #onAllIdle: () => void = () => {};
 
   constructor(parts: NbdExportParts) {
     this.#parts = parts;
@@ -32,11 +49,14 @@ export class NbdExport {
     return this.#clients.size + this.#arriving;
   }
 
-  /**
-   * Serves the client on socket `fd` from here on; the fd is this export's. `early`: what it sent
-   * after its handshake.
-   */
-  adopt(fd: number, session: Session, early: Uint8Array): void {
+  /** It takes no clients and no requests now. */
+  get suspended(): boolean {
+    return this.#idle !== null;
+  }
+
+  /** Serves the client from here on. */
+  adopt({ fd, session, early }: NbdClient): void {
+    assert(!this.suspended, "a suspended export takes no clients");
     const { connections, backend, bytes, readOnly } = this.#parts;
     const { reactor } = connections;
     this.#arriving++;
@@ -53,14 +73,58 @@ export class NbdExport {
         early,
         onClosed: () => {
           this.#clients.delete(connection);
+          this.#idle?.delete(connection);
           this.onConnectionsChanged();
           this.#checkEmpty();
+          this.#checkIdle();
         },
       });
       this.#clients.add(connection);
       if (this.#closing) connection.close();
+      else if (this.#idle !== null) this.#suspend(connection);
       else connection.start();
     });
+  }
+
+  /**
+   * Takes no more requests; resolves true once all clients are between two requests. False: some
+   * client doesn't come to the end of its request, or doesn't take its reply; then all go on.
+   */
+  suspend(): Promise<boolean> {
+    assert(!this.#closing && !this.suspended, "an export that serves is suspended");
+    const { reactor } = this.#parts.connections;
+    this.#idle = new Set();
+    return new Promise((resolve) => {
+      const end = (all: boolean): void => {
+        reactor.timers.clear(timer);
+        this.#onAllIdle = () => {};
+        reactor.asyncResumed();
+        resolve(all);
+      };
+      const timer = reactor.timers.set(reactor.nowNs() + SUSPEND_NS_MAX, () => {
+        this.resume();
+        end(false);
+      });
+      this.#onAllIdle = () => end(true);
+      for (const client of [...this.#clients]) this.#suspend(client);
+      this.#checkIdle();
+    });
+  }
+
+  /** Goes on where suspend() has stopped. */
+  resume(): void {
+    assert(this.suspended, "only a suspended export is resumed");
+    this.#idle = null;
+    for (const client of [...this.#clients]) client.resume();
+  }
+
+  /** Gives all clients to the caller; after suspend(). For good. */
+  handOver(): NbdClient[] {
+    assert(this.#idle?.size === this.#clients.size, "all clients are between two requests");
+    this.#closing = true;
+    const clients = [...this.#clients].map((client) => client.handOver());
+    this.#clients.clear();
+    return clients;
   }
 
   /** Drops all clients; resolves when the last request has ended. For good. */
@@ -72,6 +136,18 @@ export class NbdExport {
       for (const client of [...this.#clients]) client.close();
       this.#checkEmpty();
     });
+  }
+
+  #suspend(client: NbdConnection): void {
+    client.suspend(() => {
+      this.#idle!.add(client);
+      this.#checkIdle();
+    });
+  }
+
+  #checkIdle(): void {
+    if (this.#idle === null || this.#arriving > 0) return;
+    if (this.#idle.size === this.#clients.size) this.#onAllIdle();
   }
 
   #checkEmpty(): void {

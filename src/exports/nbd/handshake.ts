@@ -36,6 +36,7 @@ import {
   NBD_REP_ERR_UNSUP,
 } from "../../abi/nbd.ts";
 import { assert } from "../../util/error.ts";
+import { trace } from "../../util/trace.ts";
 import {
   type ExportTable,
   type NbdExportInfo,
@@ -67,8 +68,6 @@ export interface Session {
   readonly mode: NbdMode;
   /** Chosen by NBD_OPT_SET_META_CONTEXT, in the export's order. */
   readonly contexts: readonly NbdMetaContext[];
-  /** The client knows the block sizes and has promised to keep to them. */
-  readonly blockSizeKnown: boolean;
 }
 
 /** "closed": send the output that is left, then close. */
@@ -169,9 +168,13 @@ export class Handshake {
     this.state = "closed";
   }
 
-  #enterTransmission(info: NbdExportInfo, blockSizeKnown: boolean): void {
+  #enterTransmission(info: NbdExportInfo): void {
+    if (trace.nbd_negotiate_handle_export_name_request.enabled) {
+      const text = `Client requested export '${info.name}'`;
+      trace.nbd_negotiate_handle_export_name_request.write(text);
+    }
     const contexts = this.#contextsFor(info);
-    this.session = { exportId: info.id, mode: this.#mode, contexts, blockSizeKnown };
+    this.session = { exportId: info.id, mode: this.#mode, contexts };
     this.state = "transmission";
   }
 
@@ -182,6 +185,9 @@ export class Handshake {
 
   *#haggle(): Reader<void> {
     const flags = readU32(yield NBD_CLIENT_FLAGS_BYTES, 0);
+    if (trace.nbd_negotiate_options_flags.enabled) {
+      trace.nbd_negotiate_options_flags.write(`Received client flags 0x${flags.toString(16)}`);
+    }
     const fixed = (flags & NBD_FLAG_C_FIXED_NEWSTYLE) !== 0;
     const zeroes = (flags & NBD_FLAG_C_NO_ZEROES) === 0;
     const unknown = (flags & ~(NBD_FLAG_C_FIXED_NEWSTYLE | NBD_FLAG_C_NO_ZEROES)) >>> 0;
@@ -195,6 +201,10 @@ export class Handshake {
       }
       const option = readU32(header, 8);
       const bytes = readU32(header, 12);
+      if (trace.nbd_negotiate_options_check_option.enabled) {
+        const text = `Checking option ${option} (${optionName(option)}) len ${bytes}`;
+        trace.nbd_negotiate_options_check_option.write(text);
+      }
       if (bytes > NBD_MAX_BUFFER_SIZE) {
         return this.#drop(`len (${bytes}) is larger than max len (${NBD_MAX_BUFFER_SIZE})`);
       }
@@ -273,7 +283,7 @@ export class Handshake {
     const info = this.#find(end < 0 ? name : name.subarray(0, end));
     if (info === undefined) return this.#drop("export not found");
     this.#replies.exportName(info.bytes, transmissionFlags(info, this.#mode, false), zeroes);
-    this.#enterTransmission(info, false);
+    this.#enterTransmission(info);
   }
 
   /** NBD_OPT_INFO, NBD_OPT_GO. */
@@ -302,7 +312,7 @@ export class Handshake {
       return this.#replies.text(NBD_REP_ERR_BLOCK_SIZE_REQD, message);
     }
     this.#replies.text(NBD_REP_ACK);
-    if (going) this.#enterTransmission(info, blockSizeAsked);
+    if (going) this.#enterTransmission(info);
   }
 
   /** The information that every client gets, asked for or not. */
@@ -319,6 +329,9 @@ export class Handshake {
 
   *#metaContext(data: OptionData): Reader<unknown> {
     const listing = data.option === NBD_OPT_LIST_META_CONTEXT;
+    if (trace.nbd_negotiate_meta_context.enabled) {
+      trace.nbd_negotiate_meta_context.write(`Client requested ${optionName(data.option)}`);
+    }
     if (!listing) {
       if (this.#mode === "simple") {
         const message =

@@ -6,7 +6,7 @@
  */
 import { NBD_MAX_STRING_SIZE } from "../../abi/nbd.ts";
 import { PERM_RESIZE } from "../../block/node.ts";
-import type { IothreadEvent } from "../../iothread/messages.ts";
+import type { ExportOpen, IothreadEvent, NbdAdopt } from "../../iothread/messages.ts";
 import { type Iothread, type Iothreads, MAIN_LOOP } from "../../iothread/pool.ts";
 import { alternate, arrayOf, bool, doc, object, optional, str } from "../../qapi/scalars.ts";
 import type { SocketAddress } from "../../qapi/sockets.ts";
@@ -54,14 +54,27 @@ export interface NbdServerStartOptions {
   readonly "tls-authz"?: string | undefined;
 }
 
+/** Who asks: the command line may pass file descriptors by number, a monitor may not. */
+export type NbdServerStarter = "command-line" | "monitor";
+
 /** QEMU's NBD_DEFAULT_HANDSHAKE_MAX_SECS and its NBD_DEFAULT_MAX_CONNECTIONS. */
 const HANDSHAKE_SECONDS_MAX = 10;
 const CONNECTIONS_MAX = 100;
 
+/** An export that an iothread has, or will have when it has moved. */
+interface Hosted {
+  readonly exp: BlockExport;
+  /** Ends when it serves again; null while it serves. */
+  move: Promise<void> | null;
+  endMove: () => void;
+  /** What the old thread gave away for the new one. */
+  handover: unknown;
+  /** Its name is free already. */
+  closing: boolean;
+}
+
 interface Running {
   readonly connectionsMax: number;
-  /** For an inet address; else 0. */
-  readonly port: number;
 }
 
 export interface NbdServerParts {
@@ -69,6 +82,8 @@ export interface NbdServerParts {
   readonly resolve: Sockets["resolve"];
   /** Whether a node with this name exists: for messages only. */
   readonly nodeExists: (nodeName: string) => boolean;
+  /** Whether a user's object with this id exists. */
+  readonly objectExists: (id: string) => boolean;
   /** Closes all NBD exports, newest first: ExportManager.closeAll("nbd"). */
   readonly closeExports: () => Promise<void>;
 }
@@ -81,6 +96,8 @@ export class NbdServer {
     create: (exp) => this.#create(exp),
     requestShutdown: (exp, safe) => this.#requestShutdown(exp, safe),
     delete: (exp) => this.#delete(exp),
+    suspend: (exp) => this.#suspend(exp),
+    resume: (exp) => this.#resume(exp),
   };
   #parts: NbdServerParts;
   #starting = false;
@@ -88,6 +105,8 @@ export class NbdServer {
   #stopping = false;
   /** By name of the export; also of those that are being made. */
   #exportsByName = new Map<string, BlockExport>();
+  /** By id. */
+  #hosted = new Map<string, Hosted>();
 
   constructor(parts: NbdServerParts) {
     this.#parts = parts;
@@ -103,25 +122,20 @@ export class NbdServer {
     return this.#running !== null && !this.#stopping;
   }
 
-  /** The port that it listens on, for an inet address: useful when 0 was asked for. */
-  get port(): number {
-    return this.#running?.port ?? 0;
-  }
-
   /** nbd-server-start, --nbd-server. Throws OutportError in QSD's words. */
-  async start(options: NbdServerStartOptions): Promise<void> {
+  async start(options: NbdServerStartOptions, starter: NbdServerStarter): Promise<void> {
     if (this.#running !== null || this.#starting) {
       throw new OutportError("in-use", "NBD server already running");
     }
     this.#starting = true;
     try {
-      const running = await this.#listen(options);
+      await this.#listen(options, starter);
       const creds = options["tls-creds"];
       if (creds !== undefined) {
         await this.#listener.call("nbd-server-stop", {});
-        throw new OutportError("not-found", `No TLS credentials with id '${creds}'`);
+        throw this.#noCredentials(creds);
       }
-      this.#running = running;
+      this.#running = { connectionsMax: options["max-connections"] ?? CONNECTIONS_MAX };
     } finally {
       this.#starting = false;
     }
@@ -130,7 +144,7 @@ export class NbdServer {
   /** One more address for the server that runs. */
   async listenAlso(options: NbdServerStartOptions): Promise<void> {
     if (!this.running) throw new OutportError("invalid", "NBD server not running");
-    await this.#listen(options);
+    await this.#listen(options, "command-line");
   }
 
   /** nbd-server-stop: ends its exports, newest first, then listening and handshakes. */
@@ -150,16 +164,17 @@ export class NbdServer {
     return this.#parts.iothreads.get(MAIN_LOOP);
   }
 
-  async #listen(options: NbdServerStartOptions): Promise<Running> {
+  async #listen(options: NbdServerStartOptions, starter: NbdServerStarter): Promise<void> {
     const connectionsMax = options["max-connections"] ?? CONNECTIONS_MAX;
     const handshakeSecondsMax = options["handshake-max-seconds"] ?? HANDSHAKE_SECONDS_MAX;
-    const { label, choices } = await planListen(options.addr, this.#parts.resolve);
+    const { resolve } = this.#parts;
+    const plan = await planListen(options.addr, resolve, starter === "command-line");
     let failure: unknown;
-    for (const addresses of choices) {
+    for (const addresses of plan.choices) {
       try {
-        const start = { addresses, label, connectionsMax, handshakeSecondsMax };
-        const { port } = await this.#listener.call("nbd-server-start", start);
-        return { connectionsMax, port };
+        const start = { addresses, label: plan.label, connectionsMax, handshakeSecondsMax };
+        await this.#listener.call("nbd-server-start", start);
+        return;
       } catch (error) {
         failure = error;
       }
@@ -167,13 +182,17 @@ export class NbdServer {
     throw failure;
   }
 
+  /** There is no kind of credentials yet. */
+  #noCredentials(id: string): OutportError {
+    return this.#parts.objectExists(id)
+      ? new OutportError("invalid", `Object with id '${id}' is not TLS credentials`)
+      : new OutportError("not-found", `No TLS credentials with id '${id}'`);
+  }
+
   async #create(exp: BlockExport): Promise<void> {
     const running = this.#running;
     if (running === null || this.#stopping) {
       throw new OutportError("invalid", "NBD server not running");
-    }
-    if (exp.multiThreaded) {
-      throw new OutportError("unsupported", "NBD export does not support multi-threading");
     }
     const options = exp.options as NbdOptions;
     const name = options.name ?? exp.node.nodeName;
@@ -181,6 +200,9 @@ export class NbdServer {
     checkLength("description", options.description ?? "");
     if (this.#exportsByName.has(name)) {
       throw new OutportError("in-use", `NBD server already has export named '${name}'`);
+    }
+    if (exp.multiThreaded) {
+      throw new OutportError("unsupported", "NBD export does not support multi-threading");
     }
     this.#exportsByName.set(name, exp);
     try {
@@ -196,23 +218,36 @@ export class NbdServer {
   }
 
   async #open(exp: BlockExport, options: NbdOptions, running: Running): Promise<void> {
-    const { id, node, writable, writethrough } = exp;
-    const { nodeName, iothread } = node;
-    const open = { id, type: "nbd", nodeName, writable, writethrough, options: { ...options } };
-    const info = (await iothread.call("export-open", open)) as NbdExportInfo;
+    const { id } = exp;
+    const { iothread } = exp.node;
+    const info = (await iothread.call("export-open", openOf(exp, options))) as NbdExportInfo;
+    const hosted = { exp, move: null, endMove: () => {}, handover: null, closing: false };
+    this.#hosted.set(id, hosted);
     try {
-      if (this.#running !== running || this.#stopping) {
-        throw new OutportError("invalid", "NBD server not running");
-      }
+      this.#checkServing(running);
       await this.#listener.call("nbd-export-register", {
         exportId: id,
-        iothread: iothread.id,
         info: { ...info, multiConn: running.connectionsMax !== 1 } satisfies NbdExportInfo,
       });
     } catch (error) {
+      this.#hosted.delete(id);
       await iothread.call("export-close", { id });
       throw error;
     }
+    try {
+      this.#checkServing(running);
+    } catch (error) {
+      // Clients may have found it meanwhile.
+      await this.#requestShutdown(exp, false);
+      await this.#delete(exp);
+      throw error;
+    }
+  }
+
+  /** Throws when that server has stopped or is about to. */
+  #checkServing(running: Running): void {
+    if (this.#running === running && !this.#stopping) return;
+    throw new OutportError("invalid", "NBD server not running");
   }
 
   /** No node has bitmaps yet. */
@@ -234,11 +269,48 @@ export class NbdServer {
     for (const [name, other] of this.#exportsByName) {
       if (other === exp) this.#exportsByName.delete(name);
     }
+    this.#hostOf(exp).closing = true;
     return connectionCount;
   }
 
   async #delete(exp: BlockExport): Promise<void> {
+    const hosted = this.#hostOf(exp);
+    await hosted.move;
     await exp.node.iothread.call("export-close", { id: exp.id });
+    this.#hosted.delete(exp.id);
+  }
+
+  async #suspend(exp: BlockExport): Promise<void> {
+    const hosted = this.#hosted.get(exp.id);
+    const refusal = "Cannot change iothread of active block backend";
+    // It is about to leave its node.
+    if (hosted === undefined || hosted.closing) throw new OutportError("in-use", refusal);
+    assert(hosted.move === null, "an export is suspended once");
+    hosted.move = new Promise((resolve) => {
+      hosted.endMove = resolve;
+    });
+    try {
+      const { handover } = await exp.node.iothread.call("export-suspend", { id: exp.id });
+      hosted.handover = handover;
+    } catch (cause) {
+      endMove(hosted);
+      throw new OutportError("in-use", refusal, { cause });
+    }
+  }
+
+  async #resume(exp: BlockExport): Promise<void> {
+    const hosted = this.#hostOf(exp);
+    assert(hosted.move !== null, "a suspended export is resumed");
+    const open = openOf(exp, exp.options as NbdOptions);
+    await exp.node.iothread.call("export-resume", { open, handover: hosted.handover });
+    hosted.handover = null;
+    endMove(hosted);
+  }
+
+  #hostOf({ id }: BlockExport): Hosted {
+    const hosted = this.#hosted.get(id);
+    assert(hosted !== undefined, `export '${id}' has been made`);
+    return hosted;
   }
 
   async #onEvent(iothread: Iothread, event: IothreadEvent): Promise<void> {
@@ -248,14 +320,33 @@ export class NbdServer {
     }
     if (event.event !== "nbd-adopt") return;
     assert(iothread.id === MAIN_LOOP, "only the listening thread gives connections away");
-    const { exportId, fd } = event.adopt;
+    await this.#onAdopt(event.adopt);
+  }
+
+  async #onAdopt(adopt: NbdAdopt): Promise<void> {
+    const { exportId, fd } = adopt;
+    const hosted = this.#hosted.get(exportId);
+    while (hosted !== undefined && hosted.move !== null) await hosted.move;
     try {
-      await this.#parts.iothreads.get(event.iothread).call("nbd-adopt", event.adopt);
+      if (hosted === undefined) throw new OutportError("not-found", "The export is gone");
+      await hosted.exp.node.iothread.call("nbd-adopt", adopt);
     } catch {
       // The export went away meanwhile.
       await this.#listener.call("nbd-release", { exportId, closeFd: fd });
     }
   }
+}
+
+function openOf(exp: BlockExport, options: NbdOptions): ExportOpen {
+  const { id, node, writable, writethrough } = exp;
+  const { nodeName } = node;
+  return { id, type: "nbd", nodeName, writable, writethrough, options: { ...options } };
+}
+
+function endMove(hosted: Hosted): void {
+  const end = hosted.endMove;
+  hosted.move = null;
+  end();
 }
 
 function checkLength(what: string, text: string): void {

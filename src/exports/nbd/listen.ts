@@ -4,22 +4,28 @@
  *
  * Spec: qapi/sockets.json SocketAddress
  */
-import { S_IFMT, S_IFSOCK } from "../../abi/linux.ts";
+import { S_IFDIR, S_IFMT, S_IFSOCK } from "../../abi/linux.ts";
 import {
   AF_INET,
   AF_INET6,
   AF_UNIX,
   AF_VSOCK,
   IPPROTO_IPV6,
+  IPPROTO_MPTCP,
+  IPPROTO_TCP,
   IPV6_V6ONLY,
+  SO_KEEPALIVE,
   SO_REUSEADDR,
   SO_TYPE,
   SOCK_NONBLOCK,
   SOCK_STREAM,
   SOL_SOCKET,
+  TCP_KEEPCNT,
+  TCP_KEEPIDLE,
+  TCP_KEEPINTVL,
 } from "../../abi/linux-socket.ts";
-import type { ListenAddress } from "../../iothread/messages.ts";
-import { EADDRINUSE, EAGAIN, ENOENT, strerror } from "../../runtime/errno.ts";
+import type { KeepAlive, ListenAddress } from "../../iothread/messages.ts";
+import { EADDRINUSE, EAGAIN, EISDIR, ENOENT, strerror } from "../../runtime/errno.ts";
 import type { Linux } from "../../runtime/linux.ts";
 import { OutportError } from "../../util/error.ts";
 
@@ -95,6 +101,9 @@ function removeStaleSocket(linux: Linux, path: string): void {
   const found = linux.stat(path);
   if (found === -ENOENT) return;
   if (typeof found === "number") throw failure(`Failed to unlink socket ${path}`, found);
+  if ((found.mode & S_IFMT) === S_IFDIR) {
+    throw failure(`Failed to unlink socket ${path}`, -EISDIR);
+  }
   // QSD differs: it removes what is there, be it a disk image. Here bind() refuses instead.
   if ((found.mode & S_IFMT) !== S_IFSOCK) return;
   // QSD differs: it takes the path from whoever listens there, itself included.
@@ -115,7 +124,8 @@ function isListening(linux: Linux, path: string): boolean {
 }
 
 function listenInet(linux: Linux, address: ListenAddress & { type: "inet" }): Listener {
-  const fd = openSocket(linux, address.family === 6 ? AF_INET6 : AF_INET);
+  const family = address.family === 6 ? AF_INET6 : AF_INET;
+  const fd = openSocket(linux, family, address.mptcp ? IPPROTO_MPTCP : 0);
   linux.setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, 1);
   let result = bindInet(linux, fd, address, address.v6only);
   if (result === -EADDRINUSE && address.family === 6 && !address.v6only) {
@@ -126,7 +136,23 @@ function listenInet(linux: Linux, address: ListenAddress & { type: "inet" }): Li
   check(linux, fd, result, result === -EADDRINUSE ? taken : "Failed to bind socket");
   result = linux.listen(fd, BACKLOG);
   check(linux, fd, result, result === -EADDRINUSE ? taken : "Failed to listen on socket");
+  if (address.keepAlive !== null) setKeepAlive(linux, fd, address.keepAlive);
   return { fd, kind: "inet", port: portOf(linux, fd), file: null };
+}
+
+/** Accepted sockets inherit it. */
+function setKeepAlive(linux: Linux, fd: number, keepAlive: KeepAlive): void {
+  const { count, idleSeconds, intervalSeconds } = keepAlive;
+  const set = (level: number, option: number, value: number, what: string): void => {
+    const result = linux.setsockopt(fd, level, option, value);
+    check(linux, fd, result, `Unable to set ${what} option on socket`);
+  };
+  set(SOL_SOCKET, SO_KEEPALIVE, 1, "keep-alive");
+  if (count > 0) set(IPPROTO_TCP, TCP_KEEPCNT, count, "TCP keep-alive count");
+  if (idleSeconds > 0) set(IPPROTO_TCP, TCP_KEEPIDLE, idleSeconds, "TCP keep-alive idle");
+  if (intervalSeconds > 0) {
+    set(IPPROTO_TCP, TCP_KEEPINTVL, intervalSeconds, "TCP keep-alive interval");
+  }
 }
 
 function bindInet(
@@ -155,8 +181,8 @@ function portOf(linux: Linux, fd: number): number {
   return typeof name === "object" && name.type === "inet" ? name.port : 0;
 }
 
-function openSocket(linux: Linux, family: number): number {
-  const fd = linux.socket(family, SOCK_STREAM);
+function openSocket(linux: Linux, family: number, protocol = 0): number {
+  const fd = linux.socket(family, SOCK_STREAM, protocol);
   if (fd < 0) throw failure("Failed to create a socket", fd);
   return fd;
 }

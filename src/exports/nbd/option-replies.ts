@@ -24,6 +24,7 @@ import {
   NBD_REP_SERVER,
 } from "../../abi/nbd.ts";
 import { assert } from "../../util/error.ts";
+import { trace } from "../../util/trace.ts";
 
 /** Most handshakes fit in it. */
 const BUFFER_BYTES_MIN = 512;
@@ -74,6 +75,9 @@ export class OptionReplies {
 
   /** A reply with a message, or without data. */
   text(type: number, message = ""): void {
+    if (trace.nbd_negotiate_send_rep_err.enabled && message !== "") {
+      trace.nbd_negotiate_send_rep_err.write(`sending error message "${message}"`);
+    }
     this.reply(type, UTF8.encode(message));
   }
 

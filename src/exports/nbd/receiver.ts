@@ -67,6 +67,13 @@ export class Receiver {
     this.end = this.#at + early.length;
   }
 
+  /** A copy of what is at hand, which is gone then. */
+  take(): Uint8Array {
+    const taken = this.#reactor.memory.u8.slice(this.start, this.end);
+    this.start = this.end;
+    return taken;
+  }
+
   /** Receives more behind what is at hand, at most `bytesMax`. */
   receive(bytesMax: number): void {
     assert(!this.#receiving, "one receive at a time");

@@ -17,6 +17,7 @@ import {
   NBD_STRUCTURED_REPLY_BYTES,
   NBD_STRUCTURED_REPLY_MAGIC,
 } from "../../abi/nbd.ts";
+import { trace } from "../../util/trace.ts";
 
 /** Longest message of an error chunk; what is over it is cut. */
 const MESSAGE_BYTES_MAX = 2048;
@@ -134,4 +135,10 @@ export function setU64(view: DataView, at: number, value: number): void {
     view.setUint32(at, value / 0x1_0000_0000);
     view.setUint32(at + 4, value);
   }
+}
+
+/** An error is answered, in this form of replies. */
+export function traceError(structured: boolean, to: ReplyTo, error: number, message: string): void {
+  const point = structured ? trace.nbd_co_send_chunk_error : trace.nbd_co_send_simple_reply;
+  if (point.enabled) point.write(`offset = ${to.offset}, error = ${error}, msg = '${message}'`);
 }

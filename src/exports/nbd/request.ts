@@ -37,6 +37,7 @@ import {
   REQ_NO_FALLBACK,
 } from "../../block/node.ts";
 import { EINVAL, ENOSPC, EPERM } from "../../runtime/errno.ts";
+import { trace } from "../../util/trace.ts";
 import type { NbdMode } from "./export-table.ts";
 
 /** One decoded request header; reused for each. */
@@ -121,13 +122,21 @@ export interface Refusal {
   readonly message: string;
 }
 
+/** What all but reads get while another process may change the image. */
+const INACTIVE: Refusal = { error: -EPERM, message: "export is inactive" };
+
 /**
- * Null when the request may be carried out. The payload, if any, is the caller's to take or skip;
- * one beyond NBD_MAX_BUFFER_SIZE can't be skipped.
+ * Null when the request may be carried out. `inactive`: the node is. The payload, if any, is the
+ * caller's to take or skip; one beyond NBD_MAX_BUFFER_SIZE can't be skipped.
  */
-export function refusalOf(header: RequestHeader, rules: RequestRules): Refusal | null {
+export function refusalOf(
+  header: RequestHeader,
+  rules: RequestRules,
+  inactive: boolean,
+): Refusal | null {
   const { type, offset, bytes } = header;
   if (type > NBD_CMD_BLOCK_STATUS || type === NBD_CMD_DISC) {
+    if (inactive) return INACTIVE;
     return { error: -EINVAL, message: `invalid request type (${type}) received` };
   }
   const carriesData = type === NBD_CMD_READ || type === NBD_CMD_WRITE || type === NBD_CMD_CACHE;
@@ -159,7 +168,7 @@ export function refusalOf(header: RequestHeader, rules: RequestRules): Refusal |
     const message = `unsupported flags for command ${NAME_BY_TYPE[type]} (got 0x${got})`;
     return { error: -EINVAL, message };
   }
-  return null;
+  return inactive && type !== NBD_CMD_READ ? INACTIVE : null;
 }
 
 /** The block operation that carries out a command other than BLOCK_STATUS. */
@@ -187,4 +196,13 @@ export function requestFlags({ type, flags }: RequestHeader): number {
   if ((flags & NBD_CMD_FLAG_NO_HOLE) === 0) result |= REQ_MAY_UNMAP;
   if ((flags & NBD_CMD_FLAG_FAST_ZERO) !== 0) result |= REQ_NO_FALLBACK;
   return result;
+}
+
+const traced = trace.nbd_receive_request;
+
+/** A request is taken. */
+export function traceRequest({ flags, type, offset, bytes }: RequestHeader): void {
+  if (!traced.enabled) return;
+  const what = `.flags = 0x${flags.toString(16)}, .type = 0x${type.toString(16)}`;
+  traced.write(`Got request: { ${what}, from = ${offset}, len = ${bytes} }`);
 }

@@ -18,6 +18,7 @@ import type { ListenAddress, NbdServerStart } from "../../iothread/messages.ts";
 import { strerror } from "../../runtime/errno.ts";
 import { assert, OutportError } from "../../util/error.ts";
 import type { Log } from "../../util/log.ts";
+import { trace } from "../../util/trace.ts";
 import type { ExportTable } from "./export-table.ts";
 import { Handshake, type Session } from "./handshake.ts";
 import { HandshakeConnection } from "./handshake-connection.ts";
@@ -93,11 +94,6 @@ export class IothreadNbdServer {
     this.#listen(addresses, this.#options);
   }
 
-  /** Of the inet address; the one chosen if it was 0. Otherwise 0. */
-  get port(): number {
-    return this.#listeners.find(({ kind }) => kind === "inet")?.port ?? 0;
-  }
-
   /** Clients in handshake or transmission. */
   get clientCount(): number {
     return this.#clientCount;
@@ -107,6 +103,9 @@ export class IothreadNbdServer {
   release(): void {
     assert(this.#clientCount > 0, "a client is released once");
     this.#clientCount--;
+    if (trace.nbd_client_disconnect.enabled) {
+      trace.nbd_client_disconnect.write(`clients ${this.#clientCount}`);
+    }
     this.#wake();
   }
 
@@ -130,6 +129,7 @@ export class IothreadNbdServer {
   }
 
   #listen(addresses: readonly ListenAddress[], options: NbdServerStart): void {
+    const { log } = this.#parts;
     const { linux } = this.#parts.reactor;
     const opened: OpenListener[] = [];
     let failure: unknown = new OutportError("invalid", "No address to listen on");
@@ -144,7 +144,14 @@ export class IothreadNbdServer {
       }
     }
     if (opened.length === 0) throw failure;
-    for (const listener of opened) this.#accept(listener, options);
+    for (const listener of opened) {
+      // QSD differs: it never tells which port it chose for port 0.
+      const { port } = listener;
+      if (trace.nbd_server_listen.enabled)
+        trace.nbd_server_listen.write(`${options.label} ${port}`);
+      log("info", `listening on ${options.label}`, port > 0 ? { port } : {});
+      this.#accept(listener, options);
+    }
   }
 
   #accept(listener: OpenListener, options: NbdServerStart): void {
@@ -208,6 +215,10 @@ export class IothreadNbdServer {
     if (listener.kind === "unix") {
       linux.setsockopt(fd, SOL_SOCKET, SO_SNDBUF, UNIX_SEND_BUFFER_BYTES);
     }
+    if (trace.nbd_client_connect.enabled) {
+      trace.nbd_client_connect.write(`fd ${fd} clients ${this.#clientCount + 1}`);
+    }
+    if (trace.nbd_negotiate_begin.enabled) trace.nbd_negotiate_begin.write(`fd ${fd}`);
     const connection = new HandshakeConnection(linux, this.#scratch, fd, new Handshake(exports));
     const slot = this.#freeSlots.pop() ?? this.#handshakes.length;
     this.#handshakes[slot] = connection;
@@ -216,6 +227,7 @@ export class IothreadNbdServer {
     if (secondsMax > 0) {
       // The poll in flight sees the shutdown and ends the connection.
       connection.timer = timers.set(nowNs() + secondsMax * 1e9, () => {
+        if (trace.nbd_handshake_timer_cb.enabled) trace.nbd_handshake_timer_cb.write(`fd ${fd}`);
         linux.shutdown(fd, SHUT_RDWR);
       });
     }
@@ -243,8 +255,16 @@ export class IothreadNbdServer {
   #finish(connection: HandshakeConnection): void {
     const { reactor, onSession, log } = this.#parts;
     const { fd, handshake, rest } = connection;
-    if (handshake.failure !== "") log("info", `option negotiation failed: ${handshake.failure}`);
+    if (handshake.failure !== "") {
+      if (trace.nbd_negotiate_fail.enabled) {
+        trace.nbd_negotiate_fail.write(`fd ${fd} ${handshake.failure}`);
+      }
+      log("info", `option negotiation failed: ${handshake.failure}`);
+    }
     if (handshake.session !== null && handshake.outputBytes === 0 && !this.#stopping) {
+      const { exportId, mode } = handshake.session;
+      if (trace.nbd_negotiate_success.enabled) trace.nbd_negotiate_success.write(`fd ${fd}`);
+      log("info", "client connected", { export: exportId, mode, clients: this.#clientCount });
       onSession({ fd, session: handshake.session, early: rest });
       return;
     }

@@ -7,42 +7,50 @@
 import { SHUT_RDWR } from "../../abi/linux-socket.ts";
 import { NBD_MAX_BUFFER_SIZE } from "../../abi/nbd.ts";
 import { BlockBackend } from "../../block/backend.ts";
-import type { BlockNode } from "../../block/node.ts";
+import { type BlockNode, OP_FLUSH } from "../../block/node.ts";
 import type { Reactor } from "../../io/reactor.ts";
 import type {
   ExportOpen,
-  ExportStatistics,
   IothreadEvent,
   IothreadHandlersOf,
   NbdAdopt,
   NbdExportRegister,
 } from "../../iothread/messages.ts";
-import { strerror } from "../../runtime/errno.ts";
+import { EBUSY, strerror } from "../../runtime/errno.ts";
 import { assert, OutportError } from "../../util/error.ts";
 import type { Log } from "../../util/log.ts";
 import type { ExportService } from "../registry.ts";
 import { NbdConnections } from "./connections.ts";
-import { NbdExport } from "./export.ts";
+import { type NbdClient, NbdExport } from "./export.ts";
 import { type NbdExportInfo, NbdExports } from "./export-table.ts";
 import type { Session } from "./handshake.ts";
 import { ALLOCATION_DEPTH, BASE_ALLOCATION } from "./meta-context.ts";
 import { IothreadNbdServer, type NbdEntrant } from "./server.ts";
 
 const BLOCK_BYTES_PREFERRED = 4096;
+/** To come between two requests of all clients, with some service in between. */
+const SUSPEND_ATTEMPTS = 5;
+const SUSPEND_PAUSE_NS = 20_000_000;
 /** An export is whole sectors. */
 const SECTOR_BYTES = 512;
 
 export interface NbdServiceParts {
   readonly reactor: Reactor;
-  /** Id of this iothread. */
-  readonly iothread: string;
   readonly findNode: (nodeName: string) => BlockNode;
   readonly send: (event: IothreadEvent) => void;
   readonly log: Log;
 }
 
+/** An export on its way from one thread to another. */
+interface Handover {
+  /** What its clients were told. */
+  readonly info: NbdExportInfo;
+  readonly clients: readonly NbdClient[];
+}
+
 /** An export that lives here. */
 interface OpenExport {
+  readonly info: NbdExportInfo;
   readonly exp: NbdExport;
   readonly backend: BlockBackend;
   /** Connections adopted and not yet released. */
@@ -82,7 +90,7 @@ export class NbdService implements ExportService {
       const server = this.#serverMade();
       if (server.running) server.listenAlso(options.addresses);
       else server.start(options);
-      return { port: server.port };
+      return null;
     },
     "nbd-server-stop": async () => {
       await this.#serverMade().stop();
@@ -98,7 +106,7 @@ export class NbdService implements ExportService {
     "nbd-adopt": async (adopt) => {
       const open = this.#open.get(adopt.exportId);
       if (open === undefined) throw new OutportError("not-found", "The export is gone");
-      this.#adopt(open, adopt);
+      this.#adopt(open, { ...adopt, session: adopt.session as Session });
       return null;
     },
     "nbd-release": async ({ exportId, closeFd }) => {
@@ -110,23 +118,41 @@ export class NbdService implements ExportService {
 
   /** Replies the export's NbdExportInfo. */
   async open(params: ExportOpen): Promise<NbdExportInfo> {
-    const { reactor, findNode } = this.#parts;
-    const node = findNode(params.nodeName);
-    const { id, writable, writethrough } = params;
-    const info = infoOf(params, node);
-    const backend = new BlockBackend(reactor, node, { writable, writethrough });
-    const connections = this.#connections;
-    const exp = new NbdExport({ connections, backend, bytes: info.bytes, readOnly: info.readOnly });
-    const open: OpenExport = { exp, backend, heldCount: 0 };
-    exp.onConnectionsChanged = () => this.#releaseEnded(id, open);
-    this.#open.set(id, open);
+    const info = infoOf(params, this.#parts.findNode(params.nodeName));
+    this.#serve(params, info);
     return info;
+  }
+
+  async suspend(id: string): Promise<Handover> {
+    const { info, exp, backend } = this.#openExport(id);
+    // Clients hear of a flush that fails: what the node remembers of it would be lost on the way.
+    const flush = async (): Promise<number> =>
+      backend.writable ? backend.request(OP_FLUSH, 0, 0, 0, 0) : 0;
+    // Requests that wait for a limit go on at once.
+    backend.node.drainBegin?.();
+    const result = (await this.#suspend(exp)) ? await flush() : -EBUSY;
+    backend.node.drainEnd?.();
+    if (result < 0) {
+      if (exp.suspended) exp.resume();
+      throw new OutportError("in-use", `Export '${id}' stays: ${strerror(-result)}`);
+    }
+    this.#open.delete(id);
+    const clients = exp.handOver();
+    await backend.close();
+    return { info, clients };
+  }
+
+  async resume(params: ExportOpen, handover: unknown): Promise<void> {
+    const { info, clients } = handover as Handover;
+    const open = this.#serve(params, info);
+    for (const client of clients) this.#adopt(open, client);
   }
 
   async close(id: string): Promise<void> {
     const { exp, backend } = this.#openExport(id);
     // From here on nobody is adopted.
     this.#open.delete(id);
+    backend.hurry();
     await exp.closeConnections();
     const result = await backend.close();
     if (result < 0) {
@@ -134,13 +160,29 @@ export class NbdService implements ExportService {
     }
   }
 
-  statistics(id: string): ExportStatistics {
-    return this.#openExport(id).backend.statistics.snapshot();
-  }
-
   /** Ends listening and handshakes, if it listens. */
   async stop(): Promise<void> {
     if (this.#server?.running === true) await this.#server.stop();
+  }
+
+  /** A client may be waiting for a reply to the one before it sends the rest of another request. */
+  async #suspend(exp: NbdExport): Promise<boolean> {
+    for (let attempt = 1; ; attempt++) {
+      if (await exp.suspend()) return true;
+      if (attempt === SUSPEND_ATTEMPTS) return false;
+      await this.#parts.reactor.sleep(SUSPEND_PAUSE_NS);
+    }
+  }
+
+  #serve({ id, nodeName, writable, writethrough }: ExportOpen, info: NbdExportInfo): OpenExport {
+    const { reactor, findNode } = this.#parts;
+    const backend = new BlockBackend(reactor, findNode(nodeName), { writable, writethrough });
+    const connections = this.#connections;
+    const exp = new NbdExport({ connections, backend, bytes: info.bytes, readOnly: info.readOnly });
+    const open: OpenExport = { info, exp, backend, heldCount: 0 };
+    exp.onConnectionsChanged = () => this.#releaseEnded(id, open);
+    this.#open.set(id, open);
+    return open;
   }
 
   #openExport(id: string): OpenExport {
@@ -175,24 +217,26 @@ export class NbdService implements ExportService {
   /** A client has chosen its export: takes it to where that lives. */
   #onSession({ fd, session, early }: NbdEntrant): void {
     const { exportId } = session;
-    const registered = this.#registered.get(exportId);
-    if (registered === undefined) {
+    if (!this.#registered.has(exportId)) {
       // It left the table while the client got its last reply.
       this.#drop(fd);
       this.#serverMade().release();
       return;
     }
     this.#connectionCounts.set(exportId, (this.#connectionCounts.get(exportId) ?? 0) + 1);
+    const open = this.#open.get(exportId);
+    if (open !== undefined && !open.exp.suspended) {
+      this.#adopt(open, { fd, session, early });
+      return;
+    }
     // The bytes may be a part of a larger array, all of which would go along.
     const adopt: NbdAdopt = { fd, exportId, session, early: early.slice() };
-    const { iothread } = registered;
-    if (iothread === this.#parts.iothread) this.#adopt(this.#openExport(exportId), adopt);
-    else this.#parts.send({ event: "nbd-adopt", iothread, adopt });
+    this.#parts.send({ event: "nbd-adopt", adopt });
   }
 
-  #adopt(open: OpenExport, { fd, session, early }: NbdAdopt): void {
+  #adopt(open: OpenExport, client: NbdClient): void {
     open.heldCount++;
-    open.exp.adopt(fd, session as Session, early);
+    open.exp.adopt(client);
   }
 
   /** The number of connections of an export that lives here has changed. */
@@ -207,6 +251,7 @@ export class NbdService implements ExportService {
   #release(exportId: string): void {
     const count = this.#connectionCounts.get(exportId) ?? 0;
     assert(count > 0, "a connection is released once");
+    this.#parts.log("info", "client disconnected", { export: exportId });
     if (count > 1) this.#connectionCounts.set(exportId, count - 1);
     else this.#connectionCounts.delete(exportId);
     this.#serverMade().release();

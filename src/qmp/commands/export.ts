@@ -1,12 +1,13 @@
 /** Commands on the NBD server and on exports. Thread: main. Spec: qapi/block-export.json */
 import type { GenericSchema } from "valibot";
 import { blockExportCommonMembers, type ExportType } from "../../exports/export.ts";
-import type { BlockExportInfo } from "../../exports/manager.ts";
-import type { NbdServerStartOptions } from "../../exports/nbd/index.ts";
-import { defineCommand } from "../../qapi/define.ts";
+import type { BlockExportInfo, NbdServerAddOptions } from "../../exports/manager.ts";
+import type { NbdServerStarter, NbdServerStartOptions } from "../../exports/nbd/index.ts";
+import { defineCommand, defineEvent } from "../../qapi/define.ts";
 import {
   arrayOf,
   bool,
+  doc,
   enumeration,
   nothing,
   object,
@@ -39,19 +40,29 @@ export const nbdServerOptions = object("NbdServerOptions", {
 /** What the commands need of the exports manager. */
 export interface ExportCommands {
   add(options: Wire): Promise<void>;
-  delete(id: string, mode: "safe" | "hard"): Promise<void>;
+  delete(id: string, mode?: "safe" | "hard"): Promise<void>;
+  addLegacyNbd(options: NbdServerAddOptions): Promise<void>;
+  deleteLegacyNbd(id: string, mode?: "safe" | "hard"): Promise<void>;
   query(): BlockExportInfo[];
 }
 
 /** What the commands need of the NBD server. */
 export interface NbdServerCommands {
   readonly running: boolean;
-  start(options: NbdServerStartOptions): Promise<void>;
+  start(options: NbdServerStartOptions, starter: NbdServerStarter): Promise<void>;
   /** One more listening address for the server that runs. */
   listenAlso(options: NbdServerStartOptions): Promise<void>;
   /** Closes its exports first. */
   stop(): Promise<void>;
 }
+
+export const exportEvents = [
+  defineEvent({
+    name: "BLOCK_EXPORT_DELETED",
+    documentation: "An export is gone, and its id is free.",
+    data: object("q_obj_BLOCK_EXPORT_DELETED-arg", { id: str }),
+  }),
+] as const;
 
 export interface ExportParts {
   readonly exports: ExportCommands;
@@ -60,7 +71,7 @@ export interface ExportParts {
 }
 
 export function exportCommands(parts: ExportParts): readonly AnyCommand[] {
-  return [...nbdServerCommands(parts), ...blockExportCommands(parts)];
+  return [...nbdServerCommands(parts), ...legacyNbdCommands(parts), ...blockExportCommands(parts)];
 }
 
 function nbdServerCommands({ nbdServer }: ExportParts): readonly AnyCommand[] {
@@ -78,7 +89,7 @@ function nbdServerCommands({ nbdServer }: ExportParts): readonly AnyCommand[] {
         const options = { ...rest, addr: flattenAddress(addr) };
         // QSD differs: it takes --nbd-server once; here each further one is a further address.
         if (commandLine === true && nbdServer.running) await nbdServer.listenAlso(options);
-        else await nbdServer.start(options);
+        else await nbdServer.start(options, commandLine === true ? "command-line" : "monitor");
         return {};
       },
     }),
@@ -90,6 +101,48 @@ function nbdServerCommands({ nbdServer }: ExportParts): readonly AnyCommand[] {
       returns: nothing,
       async handler() {
         await nbdServer.stop();
+        return {};
+      },
+    }),
+  ];
+}
+
+const removeMode = enumeration("BlockExportRemoveMode", ["safe", "hard"]);
+const REMOVE_MODE_DOC = "safe refuses while a client is connected; hard drops it (default: safe)";
+
+/** What block-export-add and block-export-del have replaced. */
+function legacyNbdCommands({ exports }: ExportParts): readonly AnyCommand[] {
+  return [
+    defineCommand({
+      name: "nbd-server-add",
+      documentation: "Makes a block node accessible over NBD; see block-export-add.",
+      errors: ["The server is not running", "The name is taken", "There is no such node"],
+      features: ["deprecated"],
+      arguments: object("NbdServerAddOptions", {
+        name: optional(str, "Name and id of the export (default: device)"),
+        description: optional(str, "Free-form description, up to 4096 bytes"),
+        device: doc(str, "Node to export"),
+        writable: optional(bool, "Clients may write, if the node can be written (default: false)"),
+        bitmap: optional(str, "Dirty bitmap that clients may read as a metadata context"),
+      }),
+      returns: nothing,
+      async handler(options) {
+        await exports.addLegacyNbd(options);
+        return {};
+      },
+    }),
+    defineCommand({
+      name: "nbd-server-remove",
+      documentation: "Ends an NBD export; see block-export-del.",
+      errors: ["There is no such export", "It is no NBD export", "It has clients"],
+      features: ["deprecated"],
+      arguments: object("q_obj_nbd-server-remove-arg", {
+        name: doc(str, "Id of the export"),
+        mode: optional(removeMode, REMOVE_MODE_DOC),
+      }),
+      returns: nothing,
+      async handler({ name, mode }) {
+        await exports.deleteLegacyNbd(name, mode);
         return {};
       },
     }),
@@ -132,14 +185,11 @@ function blockExportCommands({ exports, types }: ExportParts): readonly AnyComma
       errors: ["There is no such export", "mode is safe and a client is connected"],
       arguments: object("q_obj_block-export-del-arg", {
         id: str,
-        mode: optional(
-          enumeration("BlockExportRemoveMode", ["safe", "hard"]),
-          "safe refuses while a client is connected; hard drops it (default: safe)",
-        ),
+        mode: optional(removeMode, REMOVE_MODE_DOC),
       }),
       returns: nothing,
       async handler({ id, mode }) {
-        await exports.delete(id, mode ?? "safe");
+        await exports.delete(id, mode);
         return {};
       },
     }),

@@ -4,6 +4,7 @@ import { BlockGraph } from "../../../src/block/graph.ts";
 import { PERM_ALL, PERM_CONSISTENT_READ, PERM_WRITE } from "../../../src/block/node.ts";
 import type { BlockExport, ExportType } from "../../../src/exports/export.ts";
 import { ExportManager } from "../../../src/exports/manager.ts";
+import { MAIN_LOOP } from "../../../src/iothread/pool.ts";
 import { OutportError } from "../../../src/util/error.ts";
 import { FakeIothreads, messageOf } from "../../support/iothread.ts";
 
@@ -15,6 +16,8 @@ let created: BlockExport[];
 let type: ExportType;
 let clientCount: number;
 let failCreate: boolean;
+let failSuspend: boolean;
+let moves: string[];
 /** Resolved: deletions end at once. */
 let deletions: Promise<void>;
 
@@ -25,6 +28,8 @@ beforeEach(async () => {
   created = [];
   clientCount = 0;
   failCreate = false;
+  failSuspend = false;
+  moves = [];
   deletions = Promise.resolve();
   type = {
     name: "fake",
@@ -39,6 +44,13 @@ beforeEach(async () => {
       return clientCount;
     },
     delete: () => deletions,
+    async suspend(exp) {
+      if (failSuspend) throw new OutportError("in-use", "suspend failed");
+      moves.push(`from ${exp.node.iothread.id}`);
+    },
+    async resume(exp) {
+      moves.push(`to ${exp.node.iothread.id}`);
+    },
   };
   manager = new ExportManager({
     graph,
@@ -105,9 +117,7 @@ describe("add()", () => {
     expect(created[0]!.permissions).toEqual({ used: PERM_CONSISTENT_READ, shared: PERM_ALL });
     await add({ id: "e1", writable: true });
     expect(created[1]!.permissions.used).toBe(PERM_CONSISTENT_READ | PERM_WRITE);
-    expect(iothreads.get("main-loop").nodes.get("n0")!.used).toBe(
-      PERM_CONSISTENT_READ | PERM_WRITE,
-    );
+    expect(iothreads.get(MAIN_LOOP).nodes.get("n0")!.used).toBe(PERM_CONSISTENT_READ | PERM_WRITE);
   });
 
   test("gives its type the members that are its own", async () => {
@@ -119,16 +129,56 @@ describe("add()", () => {
   test("moves the node to its iothread", async () => {
     await add({ iothread: "io0" });
     expect(nodesOf("io0")).toEqual(["n0"]);
-    expect(nodesOf("main-loop")).toEqual(["ro"]);
+    expect(nodesOf(MAIN_LOOP)).toEqual(["ro"]);
+  });
+
+  test("moves the exports that its node has", async () => {
+    await add();
+    await add({ id: "e1", iothread: "io0" });
+    expect(nodesOf("io0")).toEqual(["n0"]);
+    expect(moves).toEqual([`from ${MAIN_LOOP}`, "to io0"]);
+    const moved = manager.query().map(({ id }) => id);
+    expect(moved).toEqual(["e1", "e0"]);
   });
 
   test("ignores a move that fails, unless the iothread is fixed", async () => {
-    await add();
+    const message = "Cannot change iothread of active block backend";
+    await add({ "fixed-iothread": true });
     await add({ id: "e1", iothread: "io0" });
     expect(nodesOf("io0")).toEqual([]);
+    expect(moves).toEqual([]);
     const options = { id: "e2", iothread: "io0", "fixed-iothread": true };
-    expect(await messageOf(add(options))).toBe("Cannot change iothread of active block backend");
+    expect(await messageOf(add(options))).toBe(message);
     expect(manager.query()).toHaveLength(2);
+  });
+
+  test("leaves all as before when an export of its node can't move", async () => {
+    await add();
+    await add({ id: "e1" });
+    failSuspend = true;
+    const options = { id: "e2", iothread: "io0", "fixed-iothread": true };
+    expect(await messageOf(add(options))).toBe("suspend failed");
+    expect(nodesOf(MAIN_LOOP)).toContain("n0");
+    expect(moves).toEqual([]);
+  });
+
+  test("takes the exports back when it fails after the move", async () => {
+    await add();
+    failCreate = true;
+    expect(await messageOf(add({ id: "e1", iothread: "io0" }))).toBe("create failed");
+    expect(nodesOf("io0")).toEqual([]);
+    expect(moves).toEqual([`from ${MAIN_LOOP}`, "to io0", "from io0", `to ${MAIN_LOOP}`]);
+  });
+
+  test("activates its node, and takes that back when it fails", async () => {
+    const node = graph.find("n0")!;
+    await graph.blockdevSetActive("n0", false);
+    failCreate = true;
+    expect(await messageOf(add({ writable: true }))).toBe("create failed");
+    expect(node.active).toBe(false);
+    failCreate = false;
+    await add({ writable: true });
+    expect(node.active).toBe(true);
   });
 
   test("takes a fixed iothread where the node is already", async () => {
@@ -141,7 +191,7 @@ describe("add()", () => {
     failCreate = true;
     expect(await messageOf(add({ iothread: "io0", writable: true }))).toBe("create failed");
     expect(nodesOf("io0")).toEqual([]);
-    expect(iothreads.get("main-loop").nodes.get("n0")).toEqual({ used: 0, shared: PERM_ALL });
+    expect(iothreads.get(MAIN_LOOP).nodes.get("n0")).toEqual({ used: 0, shared: PERM_ALL });
     expect(manager.query()).toEqual([]);
     expect(deleted).toEqual([]);
     failCreate = false;

@@ -9,7 +9,7 @@ const resolve = async (host: string) => {
   return [V6, V4, V4];
 };
 const inet = (host: string, port: string, more = {}) =>
-  planListen({ type: "inet", host, port, ...more }, resolve);
+  planListen({ type: "inet", host, port, ...more }, resolve, false);
 const familiesOf = async (plan: ReturnType<typeof inet>) =>
   (await plan).choices[0]!.map((one) => (one as { family: number }).family);
 
@@ -19,8 +19,8 @@ describe("planListen()", () => {
       label: "localhost:10809",
       choices: [
         [
-          { type: "inet", ...V6, port: 10809, v6only: true },
-          { type: "inet", ...V4, port: 10809, v6only: true },
+          { type: "inet", ...V6, port: 10809, v6only: true, keepAlive: null, mptcp: false },
+          { type: "inet", ...V4, port: 10809, v6only: true, keepAlive: null, mptcp: false },
         ],
       ],
     });
@@ -49,6 +49,9 @@ describe("planListen()", () => {
     ["localhost", "x", {}, "localhost:x: Servname not supported for ai_socktype"],
     ["localhost", "65536", {}, "localhost:65536: Servname not supported for ai_socktype"],
     ["nohost", "10", {}, "nohost:10: Name or service not known"],
+    ["", "", {}, ":: Name or service not known"],
+    ["[::1]", "10", {}, "[::1]:10: Name or service not known"],
+    ["localhost", "-1", {}, "localhost:-1: Servname not supported for ai_socktype"],
     ["::1", "0", { ipv6: false }, "::1:0: Address family for hostname not supported"],
   ];
   for (const [host, port, more, message] of refused) {
@@ -67,32 +70,69 @@ describe("planListen()", () => {
 
   test("makes abstract names, padded unless tight", async () => {
     const unix = { type: "unix", path: "name", abstract: true } as const;
-    expect((await planListen(unix, resolve)).choices).toEqual([[{ type: "unix", path: "\0name" }]]);
-    const { choices } = await planListen({ ...unix, tight: false }, resolve);
+    expect((await planListen(unix, resolve, false)).choices).toEqual([
+      [{ type: "unix", path: "\0name" }],
+    ]);
+    const { choices } = await planListen({ ...unix, tight: false }, resolve, false);
     expect((choices[0]![0] as { path: string }).path).toHaveLength(108);
   });
 
   test("measures paths in bytes", async () => {
-    const plan = (path: string) => planListen({ type: "unix", path }, resolve);
-    expect((await plan("é".repeat(53))).label).toHaveLength(53);
-    const path = "é".repeat(54);
+    const plan = (path: string) => planListen({ type: "unix", path }, resolve, false);
+    expect((await plan("é".repeat(54))).label).toHaveLength(54);
+    const path = `x${"é".repeat(54)}`;
     expect(await messageOf(plan(path))).toBe(`UNIX socket path '${path}' is too long`);
   });
 
-  test("parses vsock and fd numbers", async () => {
-    const plan = await planListen({ type: "vsock", cid: "4294967295", port: "10809" }, resolve);
-    expect(plan.choices).toEqual([[{ type: "vsock", cid: 4294967295, port: 10809 }]]);
-    expect((await planListen({ type: "fd", str: "3" }, resolve)).choices).toEqual([
-      [{ type: "fd", fd: 3 }],
+  test("parses vsock numbers", async () => {
+    const plan = (cid: string, port: string) =>
+      planListen({ type: "vsock", cid, port }, resolve, false);
+    expect((await plan("4294967295", "10809")).choices).toEqual([
+      [{ type: "vsock", cid: 4294967295, port: 10809 }],
     ]);
-    expect(await messageOf(planListen({ type: "vsock", cid: "zz", port: "1" }, resolve))).toBe(
-      "Failed to parse cid 'zz'",
-    );
-    expect(await messageOf(planListen({ type: "vsock", cid: "1", port: "-1" }, resolve))).toBe(
-      "Failed to parse port '-1'",
-    );
-    expect(await messageOf(planListen({ type: "fd", str: "name" }, resolve))).toBe(
-      "only QEMU supports file descriptor passing",
-    );
+    expect(await messageOf(plan("zz", "1"))).toBe("Failed to parse cid 'zz'");
+    expect(await messageOf(plan("1", "-1"))).toBe("Failed to parse port '-1'");
+  });
+
+  test("takes numbers of descriptors on the command line only", async () => {
+    const plan = (str: string, fdNumbers: boolean) =>
+      planListen({ type: "fd", str }, resolve, fdNumbers);
+    expect((await plan("3", true)).choices).toEqual([[{ type: "fd", fd: 3 }]]);
+    expect(await messageOf(plan("name", true))).toBe("Unable to parse FD number name");
+    const refusal = "only QEMU supports file descriptor passing";
+    expect(await messageOf(plan("3", false))).toBe(refusal);
+  });
+
+  test("takes ports as the C library does, and no other service than nbd", async () => {
+    const portOf = async (port: string) =>
+      ((await inet("127.0.0.1", port)).choices[0]![0] as { port: number }).port;
+    expect(await portOf("")).toBe(0);
+    expect(await portOf(" 5555")).toBe(5555);
+    expect(await portOf("+010")).toBe(10);
+    expect(await portOf("nbd")).toBe(10809);
+  });
+
+  test("takes no names when all must be numeric", async () => {
+    const numeric = { numeric: true };
+    const reason = "Name or service not known";
+    expect(await messageOf(inet("localhost", "1", numeric))).toContain(reason);
+    expect(await messageOf(inet("127.0.0.1", "nbd", numeric))).toContain(reason);
+    expect(await familiesOf(inet("::1", "1", numeric))).toEqual([6]);
+  });
+
+  test("passes keep-alive on only when it is wanted", async () => {
+    const keepAliveOf = async (more: object) =>
+      ((await inet("::1", "1", more)).choices[0]![0] as { keepAlive: unknown }).keepAlive;
+    const counts = { "keep-alive-count": 3, "keep-alive-idle": 4 };
+    expect(await keepAliveOf(counts)).toBe(null);
+    expect(await keepAliveOf({ "keep-alive": true, ...counts })).toEqual({
+      count: 3,
+      idleSeconds: 4,
+      intervalSeconds: 0,
+    });
+  });
+
+  test("refuses a range of ports that has none", async () => {
+    expect(await messageOf(inet("::1", "20", { to: 19 }))).toBe("No port from 20 to 19");
   });
 });

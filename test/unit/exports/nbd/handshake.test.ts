@@ -101,13 +101,12 @@ describe("Handshake", () => {
       return handshake.session;
     });
     expect(sessions).toEqual([
-      { exportId: "e0", mode: "extended", contexts: [BASE_ALLOCATION], blockSizeKnown: true },
-      { exportId: "e0", mode: "simple", contexts: [], blockSizeKnown: true },
+      { exportId: "e0", mode: "extended", contexts: [BASE_ALLOCATION] },
+      { exportId: "e0", mode: "simple", contexts: [] },
       {
         exportId: "e3",
         mode: "structured",
         contexts: [{ id: 3, name: "qemu:dirty-bitmap:bm1" }],
-        blockSizeKnown: true,
       },
     ]);
   });

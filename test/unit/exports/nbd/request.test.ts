@@ -35,7 +35,7 @@ function header(type: number, some: Partial<RequestHeader> = {}): RequestHeader 
 }
 
 function errorOf(type: number, some: Partial<RequestHeader>, other: Partial<RequestRules> = {}) {
-  return refusalOf(header(type, some), { ...rules, ...other })?.error ?? 0;
+  return refusalOf(header(type, some), { ...rules, ...other }, false)?.error ?? 0;
 }
 
 describe("decodeRequest()", () => {
@@ -68,6 +68,15 @@ describe("payloadBytes()", () => {
 });
 
 describe("refusalOf()", () => {
+  test("lets only reads pass to an inactive node, after all other checks", () => {
+    const refusals = [0, 1, 3, 4, 5, 6, 7, 8].map((type) =>
+      refusalOf(header(type), { ...rules, mode: "structured" }, true),
+    );
+    const inactive = { error: -EPERM, message: "export is inactive" };
+    expect(refusals).toEqual([null, ...Array(7).fill(inactive)]);
+    expect(refusalOf(header(1, { offset: 2 ** 41 }), rules, true)?.error).toBe(-ENOSPC);
+  });
+
   test("allows all up to the last byte, and nothing beyond", () => {
     const last = rules.exportBytes - 512;
     for (const [type, error] of [

@@ -2,6 +2,14 @@ import { afterAll, beforeAll, describe, expect, test } from "bun:test";
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import net from "node:net";
 import { tmpdir } from "node:os";
+import {
+  IPPROTO_TCP,
+  SO_KEEPALIVE,
+  SOL_SOCKET,
+  TCP_KEEPCNT,
+  TCP_KEEPIDLE,
+  TCP_KEEPINTVL,
+} from "../../../../src/abi/linux-socket.ts";
 import { NBD_OPT_GO, NBD_OPT_LIST } from "../../../../src/abi/nbd.ts";
 import { NbdExports } from "../../../../src/exports/nbd/export-table.ts";
 import { BASE_ALLOCATION } from "../../../../src/exports/nbd/meta-context.ts";
@@ -20,6 +28,7 @@ class Rig {
   readonly server: IothreadNbdServer;
   readonly folder = mkdtempSync(`${tmpdir()}/outport-nbd-`);
   readonly path = `${this.folder}/nbd.sock`;
+  readonly log: string[] = [];
   #running = true;
   #loop: Promise<void>;
   readonly reactor;
@@ -36,7 +45,7 @@ class Rig {
       reactor: this.reactor,
       exports,
       onSession: (entrant) => this.entrants.push(entrant),
-      log: () => {},
+      log: (_level, text, facts) => void this.log.push(`${text} ${facts?.port}`),
     });
     this.#loop = this.#run();
   }
@@ -109,16 +118,43 @@ for (const engine of ENGINES) {
 
     test("listens on several addresses, with a port of its choice", () =>
       use(async () => {
-        const inet = { type: "inet", port: 0, v6only: true } as const;
+        const options = { v6only: true, keepAlive: null, mptcp: false };
+        const inet = { type: "inet", port: 0, ...options } as const;
         rig.start({
           addresses: [
             { ...inet, family: 4, address: "127.0.0.1" },
             { ...inet, family: 6, address: "::1" },
           ],
         });
-        expect(rig.server.port).toBeGreaterThan(0);
-        const names = await NbdClient.list({ host: "127.0.0.1", port: rig.server.port });
+        const ports = rig.log.map((line) => /^listening on test (\d+)$/.exec(line)?.[1]);
+        expect(ports).toHaveLength(2);
+        expect(ports[1]).toBe(ports[0]!);
+        const names = await NbdClient.list({ host: "127.0.0.1", port: Number(ports[0]) });
         expect(names).toEqual(["disk"]);
+      }));
+
+    test("probes the clients of an address with keep-alive, over multi-path TCP, too", () =>
+      use(async () => {
+        const keepAlive = { count: 3, idleSeconds: 4, intervalSeconds: 5 };
+        const address = { type: "inet", family: 4, address: "127.0.0.1", port: 0 } as const;
+        for (const mptcp of [false, true]) {
+          rig.start({ addresses: [{ ...address, v6only: false, keepAlive, mptcp }] });
+          const port = Number(/ (\d+)$/.exec(rig.log.at(-1) ?? "")?.[1]);
+          const client = await NbdClient.connect({ host: "127.0.0.1", port });
+          await client.stream.send(HELLO);
+          await until(() => rig.entrants.length === 1);
+          const { linux } = rig.reactor;
+          const entrant = rig.entrants.pop()!;
+          const values = [TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL].map((option) =>
+            linux.getsockopt(entrant.fd, IPPROTO_TCP, option),
+          );
+          expect(linux.getsockopt(entrant.fd, SOL_SOCKET, SO_KEEPALIVE)).toBe(1);
+          if (!mptcp) expect(values).toEqual([3, 4, 5]);
+          client.close();
+          rig.drop(entrant);
+          await rig.server.stop();
+        }
+        rig.start();
       }));
 
     test("lets the next client wait while connectionsMax are there", () =>
@@ -258,15 +294,27 @@ describe("openListener()", () => {
     const failing = (address: ListenAddress, message: string) => {
       expect(() => rig.start({ addresses: [address] })).toThrow(message);
     };
-    const inet = { type: "inet", family: 4, v6only: false } as const;
+    const options = { v6only: false, keepAlive: null, mptcp: false };
+    const inet = { type: "inet", family: 4, ...options } as const;
     failing(
       { type: "unix", path: "/nonexist/x.sock" },
       "Failed to bind socket to /nonexist/x.sock: No such file or directory",
     );
     failing({ ...inet, address: "192.0.2.1", port: 1 }, "Failed to bind socket: Cannot assign");
+    failing({ type: "unix", path: rig.folder }, `Failed to unlink socket ${rig.folder}: Is a dir`);
+    const loopback = { ...inet, address: "127.0.0.1", port: 0 };
+    const keepAlive = { count: 1, idleSeconds: 1, intervalSeconds: 1 };
+    for (const [member, what] of [
+      ["count", "count"],
+      ["idleSeconds", "idle"],
+      ["intervalSeconds", "interval"],
+    ] as const) {
+      const message = `Unable to set TCP keep-alive ${what} option on socket: Invalid argument`;
+      failing({ ...loopback, keepAlive: { ...keepAlive, [member]: 2 ** 32 - 1 } }, message);
+    }
     failing({ type: "fd", fd: 9999 }, "File descriptor '9999' is not a socket");
     rig.start({ addresses: [{ ...inet, address: "127.0.0.1", port: 0 }] });
-    const { port } = rig.server;
+    const port = Number(/ (\d+)$/.exec(rig.log.at(-1) ?? "")?.[1]);
     const second = new Rig("epoll");
     const taken = { addresses: [{ ...inet, address: "127.0.0.1", port }] };
     const message = "Failed to find an available port: Address already in use";

@@ -3,6 +3,7 @@ import {
   mkdtempSync,
   readdirSync,
   readFileSync,
+  readlinkSync,
   rmSync,
   truncateSync,
   writeFileSync,
@@ -16,6 +17,7 @@ import { ExportManager } from "../../../../src/exports/manager.ts";
 import { NbdServer } from "../../../../src/exports/nbd/index.ts";
 import { IothreadPool, MAIN_LOOP } from "../../../../src/iothread/pool.ts";
 import { Linux } from "../../../../src/runtime/linux.ts";
+import { Logger } from "../../../../src/util/log.ts";
 import { driver } from "../../../support/driver.ts";
 import { messageOf } from "../../../support/iothread.ts";
 import { NbdClient } from "../../../support/nbd-client.ts";
@@ -39,7 +41,7 @@ async function setUp(engine: string): Promise<void> {
     linux,
     engine,
     onCrash: (id, error) => void crashes.push(`${id}: ${error.stack}`),
-    log: () => {},
+    logger: new Logger({ write: () => {}, realTimeUs: driver.clock.realTimeUs }),
   });
   await Promise.all([pool.start(MAIN_LOOP), pool.start("io0")]);
   graph = new BlockGraph({ drivers: blockDrivers, iothreads: pool });
@@ -47,6 +49,7 @@ async function setUp(engine: string): Promise<void> {
     iothreads: pool,
     resolve: driver.sockets.resolve,
     nodeExists: () => false,
+    objectExists: () => false,
     closeExports: () => manager.closeAll("nbd"),
   });
   manager = new ExportManager({
@@ -68,7 +71,7 @@ async function setUp(engine: string): Promise<void> {
 }
 
 async function serve(more = {}): Promise<void> {
-  await server.start({ addr: { type: "unix", path }, ...more });
+  await server.start({ addr: { type: "unix", path }, ...more }, "monitor");
   const common = { type: "nbd", writable: true };
   await manager.add({ ...common, id: "here", "node-name": "here" });
   await manager.add({ ...common, id: "there", "node-name": "there", iothread: "io0" });
@@ -92,6 +95,17 @@ async function eventually(check: () => Promise<unknown>): Promise<void> {
       await new Promise((resolve) => setTimeout(resolve, 5));
     }
   }
+}
+
+/** What the descriptors of this process name; sockets of clients and servers are not counted. */
+function readlinks(): string[] {
+  return readdirSync("/proc/self/fd").flatMap((fd) => {
+    try {
+      return [readlinkSync(`/proc/self/fd/${fd}`)];
+    } catch {
+      return [];
+    }
+  });
 }
 
 const openFds = () => readdirSync("/proc/self/fd").length;
@@ -198,8 +212,46 @@ for (const engine of ["io_uring", "epoll"]) {
       await client.write(0, new Uint8Array(8192));
       await client.read(0, 4096);
       await client.flush();
-      const call = pool.get("io0").call("export-statistics", { id: "there" });
-      expect(await call).toMatchObject({ writeOps: 1, writeBytes: 8192, readBytes: 4096 });
+      const nodeNames = ["there"];
+      const [there] = await pool.get("io0").call("nodes-statistics", { nodeNames });
+      expect(there?.stats).toMatchObject({
+        wr_operations: 1,
+        wr_bytes: 8192,
+        rd_bytes: 4096,
+        flush_operations: 1,
+        wr_highest_offset: 8192,
+      });
+    });
+
+    test("keeps its clients and their requests while it moves", async () => {
+      await setUp(engine);
+      await serve();
+      const move = (id: string) =>
+        graph.exclusive(() => graph.move(graph.find("here")!, pool.get(id)));
+      const clients = [await connect("here"), await connect("here")];
+      const mapped = readlinks().filter((target) => target.includes(folder)).length;
+      let moving = true;
+      const work = clients.map(async (client, index) => {
+        let count = 0;
+        for (; moving; count++) {
+          const data = new Uint8Array(1 + ((count * 7919) % 100_000)).fill(count % 256);
+          await client.write(index * 200_000, data);
+          expect(Buffer.compare(await client.read(index * 200_000, data.length), data)).toBe(0);
+        }
+        return count;
+      });
+      for (let i = 0; i < 20; i++) await move(i % 2 === 0 ? "io0" : MAIN_LOOP);
+      moving = false;
+      const counts = await Promise.all(work);
+      for (const count of counts) expect(count).toBeGreaterThan(0);
+      await move("io0");
+      const late = await connect("here");
+      expect((await late.read(0, 512)).length).toBe(512);
+      expect(await messageOf(manager.delete("here", "safe"))).toBe("export 'here' still in use");
+      for (const client of [...clients, late]) await client.disconnect();
+      await eventually(() => manager.delete("here", "safe"));
+      const files = readlinks().filter((target) => target.includes(folder));
+      expect(files.length).toBeLessThanOrEqual(mapped);
     });
 
     test("leaves no descriptor behind", async () => {
