@@ -1,28 +1,26 @@
 /**
- * The composition root: builds everything from its tables, does the options in their order, and
- * ends in order. Thread: main.
+ * The process from its start to its end: does the options in their order, serves, and ends in
+ * order. Thread: main.
  */
 
-import { blockDrivers } from "./block/drivers/index.ts";
-import { BlockGraph } from "./block/graph.ts";
-import { type Option, parseArguments } from "./cli/arguments.ts";
-import { Chardevs } from "./cli/chardevs.ts";
-import { helpText, PROGRAM, versionText } from "./cli/help.ts";
+import type { Option } from "./cli/arguments.ts";
+import type { CommandLine } from "./cli/command-line.ts";
+import { Background } from "./cli/daemonize.ts";
+import { factsOfFailure } from "./cli/option-error.ts";
 import { applyOption } from "./cli/options.ts";
 import { writePidfile } from "./cli/pidfile.ts";
-import { exportTypes } from "./exports/index.ts";
-import { ExportManager } from "./exports/manager.ts";
-import { NbdServer } from "./exports/nbd/index.ts";
-import { IothreadPool, MAIN_LOOP, MAIN_LOOP_POLL_MAX_NS } from "./iothread/pool.ts";
-import { objectKinds } from "./objects/index.ts";
-import { ObjectRegistry } from "./objects/registry.ts";
-import { allCommands } from "./qmp/commands/index.ts";
-import { Dispatcher } from "./qmp/dispatcher.ts";
-import { EventHub } from "./qmp/events.ts";
+import { makeLogger, prepare } from "./cli/prepare.ts";
+import { Tracing } from "./cli/tracing.ts";
+import { MAIN_LOOP, MAIN_LOOP_POLL_MAX_NS } from "./iothread/pool.ts";
+import type { MonitorSettings } from "./objects/monitor-qmp.ts";
+import { makeParts, type Parts } from "./parts.ts";
 import type { RuntimeDriver } from "./runtime/driver.ts";
 import { Linux } from "./runtime/linux.ts";
+import { traceOutput } from "./runtime/text-file.ts";
 import { OutportError } from "./util/error.ts";
-import { makeLog } from "./util/log.ts";
+import type { Log } from "./util/log.ts";
+import { traceAs } from "./util/trace.ts";
+import { VERSION } from "./util/version.ts";
 
 /**
  * How long an orderly end may take: then a thread is taken to be stuck in the kernel. What clients
@@ -33,142 +31,114 @@ const SHUTDOWN_GRACE_MS = 10_000;
 const UNLISTEN_GRACE_MS = 500;
 
 export async function main(driver: RuntimeDriver): Promise<void> {
-  const options = readArguments(driver);
-  if (options === undefined) return;
-  const daemon = new Daemon(driver);
+  const line = await prepare(driver);
+  if (line === undefined) return;
+  const daemon = new Daemon(driver, line);
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
-    driver.process.onSignal(signal, () => void daemon.shutDown(0));
+    driver.process.onSignal(signal, () => void daemon.shutDown(0, `got ${signal}`));
   }
-  await daemon.start(options);
-}
-
-/** Undefined when the arguments are answered or refused already. */
-function readArguments(driver: RuntimeDriver): readonly Option[] | undefined {
-  const { args, stdout, stderr, exit } = driver.process;
-  const options: Option[] = [];
-  try {
-    for (const option of parseArguments(args)) {
-      if (option.name === "help" || option.name === "version") {
-        stdout(option.name === "help" ? helpText() : versionText());
-        exit(0);
-        return undefined;
-      }
-      options.push(option);
-    }
-    return options;
-  } catch (error) {
-    stderr(`${PROGRAM}: ${textOf(error)}\n`);
-    exit(1);
-    return undefined;
-  }
+  await daemon.start();
 }
 
 /** Everything that a running outport is made of. */
 class Daemon {
   #driver: RuntimeDriver;
-  #log: ReturnType<typeof makeLog>;
+  #line: CommandLine;
+  #log: Log;
   #linux: Linux;
-  #iothreads: IothreadPool;
-  #graph: BlockGraph;
-  #nbdServer: NbdServer;
-  #exports: ExportManager;
-  #dispatcher: Dispatcher;
-  #chardevs: Chardevs;
+  #parts: Parts;
+  #tracing: Tracing;
+  #background: Background | undefined;
   #pidfile: string | undefined;
   #removePidfile: () => void = () => {};
+  #monitorCount = 0;
   #isEnding = false;
 
-  constructor(driver: RuntimeDriver) {
+  constructor(driver: RuntimeDriver, line: CommandLine) {
     this.#driver = driver;
-    this.#log = makeLog(driver.stderr);
+    this.#line = line;
     this.#linux = new Linux(driver.ffi, driver.arch);
-    const events = new EventHub(driver.clock.realTimeUs);
-    const iothreads = new IothreadPool({
+    const logger = makeLogger(driver, line);
+    this.#log = logger.for("main");
+    if (line.daemonize) this.#background = new Background(driver, this.#linux);
+    this.#parts = makeParts({
       driver,
       linux: this.#linux,
-      engine: driver.env("OUTPORT_IO_ENGINE"),
+      logger,
+      background: line.daemonize,
       onCrash: (id, error) => this.#crash(id, error),
-      log: this.#log,
+      onMonitorClosed: (id, settings) => this.#monitorClosed(id, settings),
+      quit: () => this.#quit(),
     });
-    const graph = new BlockGraph({ drivers: blockDrivers, iothreads });
-    const nbdServer = new NbdServer({
-      iothreads,
-      resolve: driver.sockets.resolve,
-      nodeExists: (nodeName) => graph.find(nodeName) !== undefined,
-      closeExports: () => exports.closeAll("nbd"),
-    });
-    const types = exportTypes({ nbdServer });
-    const exports = new ExportManager({
-      graph,
-      iothreads,
-      types,
-      emit: (event, data) => events.emit(event, data),
-    });
-    const objects = new ObjectRegistry(objectKinds({ iothreads }));
-    this.#iothreads = iothreads;
-    this.#graph = graph;
-    this.#nbdServer = nbdServer;
-    this.#exports = exports;
-    this.#dispatcher = new Dispatcher(
-      allCommands({
-        graph,
-        drivers: blockDrivers,
-        exports,
-        nbdServer,
-        types,
-        objects,
-        quit: () => this.#quit(),
-      }),
-    );
-    this.#chardevs = new Chardevs({
-      driver,
+    const { iothreads } = this.#parts;
+    this.#tracing = new Tracing({
       linux: this.#linux,
-      dispatcher: this.#dispatcher,
-      events,
       log: this.#log,
+      format: line.logFormat,
+      apply: async (state) => {
+        traceAs(state, traceOutput(driver, this.#linux));
+        await iothreads.setTrace(state);
+      },
     });
   }
 
   /** Does the options; serves when it returns. A failing option ends the process. */
-  async start(options: readonly Option[]): Promise<void> {
+  async start(): Promise<void> {
     let doing: Option | undefined;
     try {
-      await this.#iothreads.start(MAIN_LOOP, { pollMaxNs: MAIN_LOOP_POLL_MAX_NS });
-      for (const option of options) {
+      await this.#parts.iothreads.start(MAIN_LOOP, { pollMaxNs: MAIN_LOOP_POLL_MAX_NS });
+      for (const option of this.#line.options) {
         if (this.#isEnding) return;
         doing = option;
-        await applyOption(option, {
-          dispatcher: this.#dispatcher,
-          chardevs: this.#chardevs,
+        // Without its value, which may be a secret.
+        this.#log("debug", `doing --${option.name}`);
+        const answer = await applyOption(option, {
+          dispatcher: this.#parts.dispatcher,
+          chardevs: this.#parts.chardevs,
+          tracing: this.#tracing,
+          objectKinds: this.#parts.objects.kinds,
+          log: this.#log,
+          makeMonitorId: () => `compat_monitor${this.#monitorCount++}`,
           setPidfile: (path) => {
             this.#pidfile = path;
           },
         });
+        if (answer === undefined) continue;
+        this.#driver.process.stdout(answer.text);
+        await this.shutDown(answer.exitCode, "a question is answered");
+        return;
       }
       doing = undefined;
       if (this.#isEnding) return;
-      this.#writePidfile();
-      this.#chardevs.start();
+      if (this.#pidfile !== undefined) {
+        this.#removePidfile = writePidfile(this.#linux, this.#pidfile, this.#driver.process.pid);
+      }
+      this.#log("info", "ready", { pid: this.#driver.process.pid, version: VERSION });
+      this.#background?.enter(this.#tracing.fd);
+      this.#parts.chardevs.start();
     } catch (error) {
       if (this.#isEnding) return;
-      this.#log("error", doing === undefined ? textOf(error) : `${doing.text}: ${textOf(error)}`);
-      await this.shutDown(1);
+      this.#log("error", textOf(error), factsOfFailure(error, doing?.text));
+      await this.shutDown(1, "an option failed");
     }
   }
 
   /** Exports newest first, the NBD server, nodes with their data flushed, then what is main's. */
-  async shutDown(code: number): Promise<void> {
+  async shutDown(code: number, why: string): Promise<void> {
     if (this.#isEnding) return;
     this.#isEnding = true;
+    this.#parts.dispatcher.close();
+    this.#log("info", `shutting down: ${why}`);
+    this.#background?.leave();
     setTimeout(() => this.#leave(), SHUTDOWN_GRACE_MS);
     let exitCode = code;
     const steps = [
-      () => this.#exports.closeAll(),
-      () => (this.#nbdServer.running ? this.#nbdServer.stop() : undefined),
-      () => this.#graph.closeAll(),
-      () => this.#chardevs.closeAll(),
+      () => this.#parts.exports.closeAll(),
+      () => (this.#parts.nbdServer.running ? this.#parts.nbdServer.stop() : undefined),
+      () => this.#parts.graph.closeAll(),
+      () => this.#parts.chardevs.closeAll(),
       () => this.#removePidfile(),
-      () => this.#iothreads.stopAll(),
+      () => this.#parts.iothreads.stopAll(),
     ];
     for (const step of steps) {
       try {
@@ -186,36 +156,32 @@ class Daemon {
     this.#log("error", "an orderly end takes too long, leaving");
     const end = (): void => this.#driver.process.exitNow(1);
     setTimeout(end, UNLISTEN_GRACE_MS);
-    this.#chardevs.closeAll();
+    this.#parts.chardevs.closeAll();
     this.#removePidfile();
     // Past the exports that the server waits for.
-    if (!this.#nbdServer.running) end();
-    else this.#iothreads.get(MAIN_LOOP).call("nbd-server-stop", {}).then(end, end);
-  }
-
-  #writePidfile(): void {
-    if (this.#pidfile === undefined) return;
-    try {
-      const remove = writePidfile(this.#linux, this.#pidfile, this.#driver.process.pid);
-      this.#removePidfile = () => {
-        // Once: by then the name may be another process's.
-        this.#removePidfile = () => {};
-        remove();
-      };
-    } catch (error) {
-      throw new OutportError("io", `cannot create PID file: ${textOf(error)}`);
-    }
+    if (!this.#parts.nbdServer.running) end();
+    else this.#parts.iothreads.get(MAIN_LOOP).call("nbd-server-stop", {}).then(end, end);
   }
 
   /** The events of the exports precede the reply, and the reply precedes the end. */
   async #quit(): Promise<void> {
-    await this.#exports.closeAll();
-    setTimeout(() => void this.shutDown(0), 0);
+    this.#parts.dispatcher.close();
+    await this.#parts.exports.closeAll();
+    setTimeout(() => void this.shutDown(0, "told to quit"), 0);
+  }
+
+  /** Deleting it has to wait for its turn, as every command. */
+  #monitorClosed(id: string, settings: Readonly<MonitorSettings>): void {
+    if (settings["close-action"] !== "delete" || this.#isEnding) return;
+    // Somebody else may have deleted it by then.
+    this.#parts.dispatcher.execute("object-del", { id }).catch(() => {});
   }
 
   #crash(id: string, error: Error): void {
-    this.#driver.stderr(`${PROGRAM}: iothread '${id}' failed: ${error.stack ?? error.message}\n`);
-    this.#chardevs.closeAll();
+    const report = `iothread '${id}' failed: ${error.stack ?? error.message}`;
+    for (const line of report.split("\n")) this.#log("error", line);
+    this.#background?.leave();
+    this.#parts.chardevs.closeAll();
     this.#removePidfile();
     this.#driver.process.exitNow(1);
   }

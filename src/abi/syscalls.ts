@@ -72,6 +72,7 @@ export const SYSCALLS = {
     getppid: 110,
     gettid: 186,
     clock_gettime: 228,
+    keyctl: 250,
   },
   arm64: {
     openat: 56,
@@ -140,6 +141,7 @@ export const SYSCALLS = {
     getppid: 173,
     gettid: 178,
     clock_gettime: 113,
+    keyctl: 219,
   },
 } as const;
 

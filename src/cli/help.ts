@@ -1,4 +1,5 @@
-/** The text of --help and --version. Pure. */
+/** The text of --help and --version. Pure. Spec: QEMU docs/tools/qemu-storage-daemon.rst */
+import { LOG_FORMATS, LOG_LEVELS } from "../util/log.ts";
 import { BUILD, VERSION } from "../util/version.ts";
 
 export const PROGRAM = "outport";
@@ -8,48 +9,61 @@ export function versionText(): string {
   return `${PROGRAM} version ${VERSION}${build}, compatible with qemu-storage-daemon 11.1.3\n`;
 }
 
+/** Laid out as QSD's, so that scripts that look for an option find it. */
 export function helpText(): string {
   return `Usage: ${PROGRAM} [options]
-Export disk images over NBD
+Export disk images, as QEMU's storage daemon does
 
-  -h, --help             print this text and exit
-  -V, --version          print the version and exit
+  -h, --help             display this help and exit
+  -T, --trace [[enable=]<pattern>][,events=<file>][,file=<file>]
+                         specify tracing options
+  -V, --version          output version information and exit
 
   --blockdev [driver=]<driver>[,node-name=<N>][,discard=ignore|unmap]
              [,cache.direct=on|off][,cache.no-flush=on|off]
              [,read-only=on|off][,auto-read-only=on|off]
              [,force-share=on|off][,detect-zeroes=on|off|unmap]
              [,driver specific parameters...]
-                         open a block node
+                         configure a block backend
 
-  --chardev stdio,id=<id>
-  --chardev socket,id=<id>,path=<path>[,abstract=on|off]
-             [,server=on|off][,wait=on|off]
-  --chardev socket,id=<id>,host=<host>,port=<port>
-             [,server=on|off][,wait=on|off]
-                         make a character device for a monitor
+  --chardev <options>    configure a character device backend
+  --chardev help         list character device backends
+
+  --daemonize            daemonize the process, and have the parent exit
+                         once startup is complete
 
   --export [type=]nbd,id=<id>,node-name=<node-name>[,name=<export-name>]
            [,writable=on|off][,writethrough=on|off]
            [,description=<text>][,allocation-depth=on|off]
            [,iothread=<id>][,fixed-iothread=on|off]
-                         export a block node over NBD
-                         (needs --nbd-server before it)
+                         export the specified block node over NBD
+                         (requires --nbd-server)
 
-  --monitor [chardev=]<id>[,mode=control][,pretty=on|off]
-                         run a QMP monitor on a character device
+  --monitor [chardev=]name[,mode=control][,pretty[=on|off]]
+                         configure a QMP monitor
 
   --nbd-server addr.type=inet,addr.host=<host>,addr.port=<port>
                [,max-connections=<n>][,handshake-max-seconds=<n>]
   --nbd-server addr.type=unix,addr.path=<path>
                [,max-connections=<n>][,handshake-max-seconds=<n>]
-                         start the NBD server
+                         start an NBD server for exporting block nodes;
+                         once more: let it listen on another address, too
 
-  --object iothread,id=<id>[,poll-max-ns=<n>]
-                         create an object: iothread is a thread for nodes
-                         and their exports
+  --object help          list object types that can be added
+  --object <type>,help   list properties for the given object type
+  --object <type>[,<property>=<value>...]
+                         create a new object of type <type>, setting
+                         properties in the order they are specified. Note
+                         that the 'id' property must be set.
 
-  --pidfile <path>       write the process id to a file when ready
+  --pidfile <path>       write process ID to a file after startup
+
+Of ${PROGRAM} only:
+
+  --log-format ${LOG_FORMATS.join("|")}
+                         how diagnostics look on standard error (${LOG_FORMATS[0]})
+  --log-level ${LOG_LEVELS.join("|")}
+                         which ones appear there (warn)
 
 Options take effect in the order in which they are given.
 `;

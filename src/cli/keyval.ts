@@ -13,33 +13,47 @@ const FRAGMENT_LENGTH_MAX = 127;
 const NAME = /^(?:__[A-Za-z0-9.-]+_)?[A-Za-z][A-Za-z0-9_-]*/;
 const INDEX = /^[0-9]+/;
 
-/**
- * `impliedKey` is the key of a first item without one. "help" and "?" in place of an item are
- * refused: the caller has looked for them. Throws an OutportError in QEMU's words.
- */
+/** `help`: an item was "help" or "?". */
+export interface ParsedKeyval {
+  readonly value: Keyval;
+  readonly help: boolean;
+}
+
+/** `impliedKey` is the key of a first item without one. Throws an OutportError in QEMU's words. */
 export function parseKeyval(text: string, impliedKey?: string): Keyval {
+  const { value, help } = parseKeyvalOrHelp(text, impliedKey);
+  if (help) throw new OutportError("invalid", "Help is not available for this option");
+  return value;
+}
+
+/** The same for an option that can explain itself. */
+export function parseKeyvalOrHelp(text: string, impliedKey?: string): ParsedKeyval {
   const root: Level = new Map();
+  let help = false;
   let at = 0;
   while (at < text.length) {
     const length = keyLength(text, at);
     const bare = length > 0 && text[at + length] !== "=";
     if (bare && isHelp(text.slice(at, at + length))) {
-      throw new OutportError("invalid", "Help is not available for this option");
+      help = true;
+      at += length + 1;
+      continue;
     }
     const { value, end } = parseItem(text, at, length, bare && at === 0 ? impliedKey : undefined);
     const target = descend(root, value.key);
     put(target, value.key, value.text);
     at = end;
   }
-  return listify(root, "") as Keyval;
+  // A question is answered whatever else would be wrong.
+  return { value: (help ? Object.fromEntries(root) : listify(root, "")) as Keyval, help };
 }
 
-function isHelp(word: string): boolean {
+export function isHelp(word: string): boolean {
   return word === "help" || word === "?";
 }
 
 /** Up to "=" or ",". */
-function keyLength(text: string, at: number): number {
+export function keyLength(text: string, at: number): number {
   const length = text.slice(at).search(/[=,]/);
   return length < 0 ? text.length - at : length;
 }
@@ -87,7 +101,7 @@ function parseKey(key: string): string[] {
 }
 
 /** A value ends at a single comma; two stand for one. */
-function parseValue(text: string, at: number): { value: string; end: number } {
+export function parseValue(text: string, at: number): { value: string; end: number } {
   let value = "";
   for (let from = at; ; ) {
     const comma = text.indexOf(",", from);

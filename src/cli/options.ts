@@ -3,6 +3,8 @@
  * Spec: QEMU storage-daemon/qemu-storage-daemon.c, docs/tools/qemu-storage-daemon.rst
  */
 import type { GenericSchema, InferOutput } from "valibot";
+import type { Chardevs } from "../chardev/manager.ts";
+import type { ObjectKind } from "../objects/registry.ts";
 import { check, type InputMode } from "../qapi/check.ts";
 import { bool, enumeration, object, optional, str } from "../qapi/scalars.ts";
 import { nestAddress } from "../qapi/sockets.ts";
@@ -10,9 +12,14 @@ import { nbdServerOptions } from "../qmp/commands/export.ts";
 import type { Dispatcher } from "../qmp/dispatcher.ts";
 import { parseJson } from "../qmp/json-stream.ts";
 import { OutportError } from "../util/error.ts";
+import type { Log } from "../util/log.ts";
 import type { Option } from "./arguments.ts";
-import type { Chardevs } from "./chardevs.ts";
-import { parseKeyval } from "./keyval.ts";
+import { parseChardevOption } from "./chardev-options.ts";
+import type { Answer } from "./command-line.ts";
+import { parseKeyval, parseKeyvalOrHelp } from "./keyval.ts";
+import { objectHelp } from "./object-help.ts";
+import { warnOfShortForm } from "./option-error.ts";
+import type { Tracing } from "./tracing.ts";
 
 /** What --monitor takes. Spec: qapi/control.json MonitorOptions */
 const monitorOptions = object("MonitorOptions", {
@@ -25,12 +32,21 @@ const monitorOptions = object("MonitorOptions", {
 export interface OptionTargets {
   readonly dispatcher: Dispatcher;
   readonly chardevs: Chardevs;
+  readonly tracing: Tracing;
+  readonly objectKinds: readonly ObjectKind[];
+  /** For what is understood, yet not well written. */
+  readonly log: Log;
   readonly setPidfile: (path: string) => void;
+  /** For a monitor that is given none. */
+  readonly makeMonitorId: () => string;
 }
 
-/** Does one option. Throws an OutportError. */
-export async function applyOption(option: Option, targets: OptionTargets): Promise<void> {
-  const { dispatcher, chardevs } = targets;
+/** Does one option; returns the answer when that was a question. Throws an OutportError. */
+export async function applyOption(
+  option: Option,
+  targets: OptionTargets,
+): Promise<Answer | undefined> {
+  const { dispatcher } = targets;
   const run = (command: string, impliedKey: string): Promise<unknown> => {
     const { value, mode } = parseOption(option.value, impliedKey);
     return dispatcher.execute(command, value, { commandLine: true }, mode);
@@ -38,38 +54,63 @@ export async function applyOption(option: Option, targets: OptionTargets): Promi
   switch (option.name) {
     case "blockdev":
       await run("blockdev-add", "driver");
-      return;
-    case "object":
-      await run("object-add", "qom-type");
-      return;
+      return undefined;
+    case "object": {
+      const answer = objectHelpIfAsked(option.value, targets.objectKinds);
+      if (answer === undefined) await run("object-add", "qom-type");
+      return answer;
+    }
     case "export":
       await run("block-export-add", "type");
-      return;
+      return undefined;
     case "nbd-server": {
       const { addr, ...rest } = checkOption(nbdServerOptions, option.value);
       const args = { ...rest, addr: nestAddress(addr) };
       await dispatcher.execute("nbd-server-start", args, { commandLine: true });
-      return;
+      return undefined;
     }
     case "chardev":
-      await chardevs.add(option.value);
-      return;
+      return await addChardev(option, targets);
     case "monitor":
-      addMonitor(checkOption(monitorOptions, option.value, "chardev"), chardevs);
-      return;
+      await addMonitor(checkOption(monitorOptions, option.value, "chardev"), targets);
+      return undefined;
     case "pidfile":
       targets.setPidfile(option.value);
-      return;
-    case "help":
-    case "version":
-      // Answered before anything starts.
-      return;
+      return undefined;
+    case "trace":
+      return await targets.tracing.add(option);
+    case "stray":
+      throw new OutportError("invalid", "Unexpected argument");
+    default:
+      // The others were answered, or have taken effect, before anything started.
+      return undefined;
   }
 }
 
-function addMonitor(options: InferOutput<typeof monitorOptions>, chardevs: Chardevs): void {
-  if (options.mode === "readline") throw new OutportError("unsupported", "Only QMP is supported");
-  chardevs.get(options.chardev).attachMonitor(options.pretty ?? false);
+function objectHelpIfAsked(text: string, kinds: readonly ObjectKind[]): Answer | undefined {
+  if (text.startsWith("{")) return undefined;
+  const { value, help } = parseKeyvalOrHelp(text, "qom-type");
+  return help ? { text: objectHelp(kinds, value["qom-type"]), exitCode: 0 } : undefined;
+}
+
+async function addChardev(
+  { value, text }: Option,
+  { chardevs, log }: OptionTargets,
+): Promise<Answer | undefined> {
+  const request = parseChardevOption(value, warnOfShortForm(log, text));
+  if ("answer" in request) return request.answer;
+  await chardevs.add(request.id, request.backend, "command-line");
+  return undefined;
+}
+
+/** A monitor is an object like others. */
+async function addMonitor(
+  { mode, id, ...options }: InferOutput<typeof monitorOptions>,
+  { dispatcher, makeMonitorId }: OptionTargets,
+): Promise<void> {
+  if (mode === "readline") throw new OutportError("unsupported", "Only QMP is supported");
+  const args = { "qom-type": "monitor-qmp", id: id ?? makeMonitorId(), ...options };
+  await dispatcher.execute("object-add", args, { commandLine: true });
 }
 
 function checkOption<Schema extends GenericSchema>(

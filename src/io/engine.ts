@@ -83,6 +83,12 @@ export interface IoEngine {
   recvmsg(fd: number, msghdr: number, flags: number, token: Token): void;
   /** One connection; the new fd is close-on-exec. */
   accept(fd: number, token: Token): void;
+  /**
+   * read(2) and write(2) of an eventfd or a pipe that is in non-blocking mode, whose other users
+   * may take it out of that at any time. -EAGAIN may mean that it wants a poll() first.
+   */
+  readStream(fd: number, address: number, bytes: number, token: Token): void;
+  writeStream(fd: number, address: number, bytes: number, token: Token): void;
   /** One-shot; the result is the POLL* bits that are ready. */
   poll(fd: number, events: number, token: Token): void;
 

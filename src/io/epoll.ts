@@ -28,7 +28,17 @@ import {
 import { InlineFiles } from "./inline-files.ts";
 import { Memory } from "./memory.ts";
 import type { OffloadPool } from "./offload.ts";
-import { ACCEPT, POLL, RECV, RECVMSG, Readiness, SEND, SENDMSG } from "./readiness.ts";
+import {
+  ACCEPT,
+  POLL,
+  READ,
+  RECV,
+  RECVMSG,
+  Readiness,
+  SEND,
+  SENDMSG,
+  WRITE,
+} from "./readiness.ts";
 
 /** Events taken by one system call. */
 const EVENTS_MAX = 256;
@@ -179,6 +189,16 @@ class EpollEngine implements IoEngine {
   accept(fd: number, token: Token): void {
     this.#inFlight++;
     this.#readiness.submit(ACCEPT, fd, 0, 0, 0, token);
+  }
+
+  readStream(fd: number, address: number, bytes: number, token: Token): void {
+    this.#inFlight++;
+    this.#readiness.submit(READ, fd, address, bytes, 0, token);
+  }
+
+  writeStream(fd: number, address: number, bytes: number, token: Token): void {
+    this.#inFlight++;
+    this.#readiness.submit(WRITE, fd, address, bytes, 0, token);
   }
 
   poll(fd: number, events: number, token: Token): void {

@@ -57,6 +57,8 @@ export class Reactor {
   #deferred: (() => void)[] = [];
   #deferredSpare: (() => void)[] = [];
   #stopped = false;
+  /** Of this turn, once somebody has asked for it; else 0. */
+  #turnNs = 0;
 
   constructor(parts: ReactorParts) {
     this.linux = parts.linux;
@@ -74,6 +76,12 @@ export class Reactor {
       },
     });
     this.#opKind = this.register((slot, result) => this.#onOp(slot, result));
+  }
+
+  /** The time of this turn: one look at the clock for all that end or begin in it. */
+  get turnNs(): number {
+    if (this.#turnNs === 0) this.#turnNs = this.nowNs();
+    return this.#turnNs;
   }
 
   /**
@@ -164,6 +172,7 @@ export class Reactor {
     let wait = this.#deferred.length > 0 ? 0 : timeoutNs;
     const next = this.timers.nextNs;
     if (next !== Infinity && wait > 0) wait = Math.min(wait, Math.max(0, next - this.nowNs()));
+    this.#turnNs = 0;
     this.polling.wait(this.engine, wait, this.nowNs);
     if (this.timers.nextNs !== Infinity) this.timers.run(this.nowNs());
     this.#publish();

@@ -30,7 +30,10 @@ export const ACCEPT = 2;
 export const SEND = 3;
 export const SENDMSG = 4;
 export const POLL = 5;
-export type ReadinessKind = 0 | 1 | 2 | 3 | 4 | 5;
+/** Of an eventfd or a pipe. */
+export const READ = 6;
+export const WRITE = 7;
+export type ReadinessKind = 0 | 1 | 2 | 3 | 4 | 5 | 6 | 7;
 
 const READ_EVENTS = POLLIN | POLLRDHUP | POLLHUP | POLLERR;
 const WRITE_EVENTS = POLLOUT | POLLHUP | POLLERR;
@@ -136,7 +139,7 @@ export class Readiness {
     operation.bytes = bytes;
     operation.flags = flags;
     operation.token = token;
-    if (kind === SEND || kind === SENDMSG) this.#start(operation);
+    if (isWriter(kind)) this.#start(operation);
     else this.#fresh.push(operation);
   }
 
@@ -187,7 +190,8 @@ export class Readiness {
   }
 
   #start(operation: Operation): void {
-    if (operation.kind === ACCEPT) this.#unblock(operation.fd);
+    const { kind } = operation;
+    if (kind === ACCEPT || kind >= READ) this.#unblock(operation.fd);
     const channel = this.#channel(operation.fd);
     const waiters = waitersFor(channel, operation.kind);
     // Those before it on the same stream come first; polls don't take anything from each other.
@@ -230,6 +234,10 @@ export class Readiness {
         return linux.sendmsg(fd, address, flags | MSG_DONTWAIT | MSG_NOSIGNAL);
       case POLL:
         return linux.poll(fd, flags, 0) || -EAGAIN;
+      case READ:
+        return linux.read(fd, address, bytes);
+      case WRITE:
+        return linux.write(fd, address, bytes);
     }
   }
 
@@ -270,7 +278,7 @@ export class Readiness {
     channel.armed = 0;
   }
 
-  /** accept() has no flag for it: a connection that is gone again must not block the thread. */
+  /** accept(), read() and write() have no flag for it: what is gone again must not block us. */
   #unblock(fd: number): void {
     const flags = this.#linux.fcntl(fd, F_GETFL);
     if (flags >= 0 && (flags & O_NONBLOCK) === 0) {
@@ -291,5 +299,9 @@ export class Readiness {
 
 function waitersFor(channel: Channel, kind: ReadinessKind): Waiters {
   if (kind === POLL) return channel.polls;
-  return kind === SEND || kind === SENDMSG ? channel.writers : channel.readers;
+  return isWriter(kind) ? channel.writers : channel.readers;
+}
+
+function isWriter(kind: ReadinessKind): boolean {
+  return kind === SEND || kind === SENDMSG || kind === WRITE;
 }

@@ -36,6 +36,8 @@ export class RequestTable {
   /** The backend's own. */
   readonly carrier: (RequestCarrier | null)[];
   readonly doneBytes: Float64Array;
+  /** When it was submitted: reactor.turnNs. */
+  readonly startNs: Float64Array;
   #free: Int32Array;
   #freeCount: number;
   #waiters: (() => void)[] = [];
@@ -50,6 +52,7 @@ export class RequestTable {
     this.owner = new Array(capacity).fill(null);
     this.carrier = new Array(capacity).fill(null);
     this.doneBytes = new Float64Array(capacity);
+    this.startNs = new Float64Array(capacity);
     this.#free = new Int32Array(capacity);
     for (let i = 0; i < capacity; i++) this.#free[i] = capacity - 1 - i;
     this.#freeCount = capacity;

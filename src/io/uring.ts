@@ -122,6 +122,14 @@ class UringEngine implements IoEngine {
     this.#prep(abi.IORING_OP_ACCEPT, fd, 0, 0, 0, SOCK_CLOEXEC, token);
   }
 
+  readStream(fd: number, address: number, bytes: number, token: Token): void {
+    this.#prep(abi.IORING_OP_READ, fd, 0, address, bytes, 0, token);
+  }
+
+  writeStream(fd: number, address: number, bytes: number, token: Token): void {
+    this.#prep(abi.IORING_OP_WRITE, fd, 0, address, bytes, 0, token);
+  }
+
   poll(fd: number, events: number, token: Token): void {
     this.#prep(abi.IORING_OP_POLL_ADD, fd, 0, 0, 0, events, token);
   }

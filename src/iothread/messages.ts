@@ -3,8 +3,10 @@
  * Everything here is structured-cloneable; wire names of QAPI stay as they are inside `options`.
  * Thread: both.
  */
+import type { BlockDeviceStats } from "../qapi/block-stats.ts";
 import type { ErrorKind, QapiErrorClass } from "../util/error.ts";
-import type { LogLevel } from "../util/log.ts";
+import type { LogLevel, LogRecord } from "../util/log.ts";
+import type { TraceState } from "../util/trace.ts";
 
 /** Members of BlockdevOptions that every driver has, defaults and inheritance applied. */
 export interface CommonNodeOptions {
@@ -25,14 +27,30 @@ export interface NodeOpen extends CommonNodeOptions {
   readonly options: Readonly<Record<string, unknown>>;
   /** Role to node name. */
   readonly children: Readonly<Record<string, string>>;
+  readonly active?: boolean;
+  /** See BlockDriver.bind(). */
+  readonly bound?: unknown;
+  /** Of a node that comes from another iothread: see BlockNode.handOver(). */
+  readonly handedOver?: unknown;
+}
+
+/** What only the open node knows of what query-named-block-nodes tells. */
+export interface NodeDescription {
+  /** Opens the same image if nothing else is given; missing when no file name alone does. */
+  readonly exactFilename?: string;
+  /** Allocated; missing when the driver can't say. */
+  readonly actualBytes?: number;
+  /** Members of ImageInfo that the driver finds out, wire names: "dirty-flag", ... */
+  readonly image?: Readonly<Record<string, unknown>>;
+  /** Members of BlockLimitsInfo, wire names. */
+  readonly limits?: Readonly<Record<string, number>>;
 }
 
 /** What main keeps of an open node. */
 export interface NodeInfo {
   readonly bytes: number;
   readonly writable: boolean;
-  /** Facts for query-named-block-nodes, wire names. */
-  readonly description: Readonly<Record<string, unknown>>;
+  readonly description: NodeDescription;
 }
 
 export interface NodePermissions {
@@ -40,6 +58,24 @@ export interface NodePermissions {
   /** PERM_* bits of block/node.ts, over all parents. */
   readonly used: number;
   readonly shared: number;
+  readonly active: boolean;
+}
+
+/** Nodes with new options or children; see block/node-reopen.ts. */
+export interface NodesReopen {
+  /** Children before their parents. */
+  readonly nodes: readonly NodeOpen[];
+  /** Of these and others: what changes. */
+  readonly permissions: readonly NodePermissions[];
+  /** All whose length may follow, children first. */
+  readonly connected: readonly string[];
+}
+
+export interface NodeTruncate {
+  readonly nodeName: string;
+  readonly bytes: number;
+  /** The node and all whose length may follow, children first. */
+  readonly connected: readonly string[];
 }
 
 export interface ExportOpen {
@@ -50,6 +86,13 @@ export interface ExportOpen {
   readonly writethrough: boolean;
   /** The type's own members of BlockExportOptions. */
   readonly options: Readonly<Record<string, unknown>>;
+}
+
+/** TCP keep-alive probes; 0 stands for the kernel's default. */
+export interface KeepAlive {
+  readonly count: number;
+  readonly idleSeconds: number;
+  readonly intervalSeconds: number;
 }
 
 /** A listening address with its host already resolved. */
@@ -63,6 +106,9 @@ export type ListenAddress =
       readonly address: string;
       readonly port: number;
       readonly v6only: boolean;
+      readonly keepAlive: KeepAlive | null;
+      /** Multi-path TCP. */
+      readonly mptcp: boolean;
     }
   | { readonly type: "vsock"; readonly cid: number; readonly port: number }
   | { readonly type: "fd"; readonly fd: number };
@@ -78,18 +124,31 @@ export interface NbdServerStart {
   readonly handshakeSecondsMax: number;
 }
 
-/** Counts of one export's backend. */
-export interface ExportStatistics {
-  readonly readOps: number;
-  readonly readBytes: number;
-  readonly writeOps: number;
-  readonly writeBytes: number;
-  readonly flushOps: number;
-  readonly discardOps: number;
-  readonly discardBytes: number;
-  readonly zeroesOps: number;
-  readonly zeroesBytes: number;
-  readonly failedOps: number;
+/** What a node was asked for, wire names. */
+export interface NodeStatistics {
+  /** BlockDeviceStats */
+  readonly stats: BlockDeviceStats;
+  /** BlockStatsSpecific but for the driver's name; null when the driver has nothing to tell. */
+  readonly driverSpecific: Readonly<Record<string, number>> | null;
+}
+
+/** What a node takes along to another iothread beyond its definition. */
+export interface NodeHistory {
+  /** See BlockNode.handOver(). */
+  readonly handedOver: unknown;
+  readonly statistics: SavedStatistics;
+  readonly writeThreshold: number;
+}
+
+/** Of Float64Array: counts by OP_*. */
+export interface SavedStatistics {
+  readonly operations: Float64Array;
+  readonly failed: Float64Array;
+  readonly bytes: Float64Array;
+  readonly timeNs: Float64Array;
+  /** Since the last request; null before the first. */
+  readonly idleNs: number | null;
+  readonly highestWrite: number;
 }
 
 /** Calls of main to an iothread: name → [parameters, reply]. A reply may be an OutportError. */
@@ -97,16 +156,41 @@ export interface IothreadCalls {
   "node-open": [NodeOpen, NodeInfo];
   /** Flushes a writable node, closes it. Its parents are closed already. */
   "node-close": [{ nodeName: string }, null];
-  /** All of them or none. Children after their parents. */
-  "node-permissions": [{ nodes: readonly NodePermissions[] }, null];
-  "node-query": [{ nodeName: string }, NodeInfo];
+  /**
+   * All of them or none. Children after their parents. `handedOver`: the nodes are still open
+   * with the same permissions on another iothread.
+   */
+  "node-permissions": [{ nodes: readonly NodePermissions[]; handedOver?: boolean }, null];
+  /** 0 or -errno. */
+  "node-flush": [{ nodeName: string }, { result: number }];
+  /** In a drained section. Replies the info of each of `connected`; "nodes-reopen-end" follows. */
+  "nodes-reopen": [NodesReopen, { reopen: number; infos: readonly NodeInfo[] }];
+  /** Keeps all of it, or takes all of it back. */
+  "nodes-reopen-end": [{ reopen: number; keep: boolean }, null];
+  "nodes-query": [{ nodeNames: readonly string[] }, readonly NodeInfo[]];
+  "nodes-statistics": [{ nodeNames: readonly string[] }, readonly NodeStatistics[]];
+  /** block_resize, in a drained section. Replies the info of each of `connected`. */
+  "node-truncate": [NodeTruncate, readonly NodeInfo[]];
+  /** `offset` 0: none. */
+  "node-write-threshold": [{ nodeName: string; offset: number }, null];
+  /** For a node that moves: nobody uses it. */
+  "node-history": [{ nodeName: string }, NodeHistory];
+  "node-history-restore": [{ nodeName: string; history: NodeHistory }, null];
+  /** No request is in flight on these nodes when it replies, and none starts until the resume. */
+  "nodes-drain": [{ nodeNames: readonly string[] }, { section: number }];
+  "nodes-resume": [{ section: number }, null];
   /** Ready to serve when it returns. The reply is the type's own: NbdExportInfo for nbd. */
   "export-open": [ExportOpen, unknown];
   /** Stops serving: drops the clients, lets requests in flight finish, flushes, forgets it. */
   "export-close": [{ id: string }, null];
-  "export-statistics": [{ id: string }, ExportStatistics];
-  /** `port` is the one chosen for an inet address, else 0. */
-  "nbd-server-start": [NbdServerStart, { port: number }];
+  /**
+   * Takes the export and its clients away from the thread, for "export-resume" there or elsewhere.
+   * Refuses with kind in-use when clients don't come to the end of a request; nothing changes then.
+   */
+  "export-suspend": [{ id: string }, { handover: unknown }];
+  /** Serves again, after "export-suspend". Does not fail. */
+  "export-resume": [{ open: ExportOpen; handover: unknown }, null];
+  "nbd-server-start": [NbdServerStart, null];
   /** Stops listening, ends handshakes, removes a unix path. Exports are closed already. */
   "nbd-server-stop": [Record<string, never>, null];
   /** To the listening thread, for every NBD export of the process: clients may choose it. */
@@ -120,6 +204,9 @@ export interface IothreadCalls {
   "nbd-adopt": [NbdAdopt, null];
   /** To the listening thread: a connection that it gave away has ended, or found no taker. */
   "nbd-release": [{ exportId: string; closeFd: number | null }, null];
+  "polling-configure": [PollingParameters, null];
+  /** What the thread traces from now on. */
+  "trace-set": [TraceState, null];
   /** Closes everything, then the thread returns. */
   stop: [Record<string, never>, null];
 }
@@ -133,13 +220,11 @@ export type IothreadHandlersOf<Calls extends IothreadCall> = {
 /** What the listening thread knows of an NBD export. */
 export interface NbdExportRegister {
   readonly exportId: string;
-  /** Where it lives. */
-  readonly iothread: string;
   /** NbdExportInfo of exports/nbd: what clients learn of it. */
   readonly info: unknown;
 }
 
-/** A connection that finished its handshake for an export of another iothread. */
+/** A connection that finished its handshake for an export that is elsewhere. */
 export interface NbdAdopt {
   readonly fd: number;
   readonly exportId: string;
@@ -152,23 +237,37 @@ export interface NbdAdopt {
 /** What an iothread tells main by itself. */
 export type IothreadEvent =
   | { readonly event: "ready"; readonly engine: string }
-  | { readonly event: "log"; readonly level: LogLevel; readonly text: string }
-  /** From the listening thread: a client chose an export that lives on `iothread`. */
-  | { readonly event: "nbd-adopt"; readonly iothread: string; readonly adopt: NbdAdopt }
+  | { readonly event: "log"; readonly record: LogRecord }
+  /** From the listening thread: a client chose an export that does not live there. */
+  | { readonly event: "nbd-adopt"; readonly adopt: NbdAdopt }
+  /** A write reached beyond the threshold of a node, which has none any more. */
+  | {
+      readonly event: "write-threshold";
+      readonly nodeName: string;
+      readonly amountExceeded: number;
+      readonly writeThreshold: number;
+    }
   /** An adopted connection ended, on the thread of its export. */
   | { readonly event: "nbd-released"; readonly exportId: string };
 
-/** What a new iothread gets as its `data`. */
-export interface IothreadStart {
-  /** Object id, or "main-loop" for the one built in. */
-  readonly id: string;
-  /** An eventfd, written after each message to the thread. */
-  readonly wakeFd: number;
+/** How an iothread polls before it sleeps: see AdaptivePolling. */
+export interface PollingParameters {
   readonly pollMaxNs: number;
   readonly pollGrow: number;
   readonly pollShrink: number;
+}
+
+/** What a new iothread gets as its `data`. */
+export interface IothreadStart extends PollingParameters {
+  /** Object id, or MAIN_LOOP of pool.ts for the one built in. */
+  readonly id: string;
+  /** An eventfd, written after each message to the thread. */
+  readonly wakeFd: number;
   /** Forces an engine: OUTPORT_IO_ENGINE. */
   readonly engine: "io_uring" | "epoll" | undefined;
+  /** What is less severe is not worth a message. */
+  readonly logLevel: LogLevel;
+  readonly trace: TraceState;
 }
 
 /** An OutportError on its way: a clone of the object itself would lose its class. */

@@ -3,11 +3,19 @@ import { EFD_NONBLOCK } from "../abi/linux.ts";
 import type { Thread, ThreadDriver } from "../runtime/driver.ts";
 import type { Linux } from "../runtime/linux.ts";
 import { OutportError } from "../util/error.ts";
+import type { Log, Logger } from "../util/log.ts";
+import { type TraceState, trace } from "../util/trace.ts";
 import { IothreadChannel } from "./channel.ts";
-import type { IothreadCall, IothreadCalls, IothreadEvent, IothreadStart } from "./messages.ts";
+import type {
+  IothreadCall,
+  IothreadCalls,
+  IothreadEvent,
+  IothreadStart,
+  PollingParameters,
+} from "./messages.ts";
 
-/** The built-in iothread: QSD's main loop context. */
-export const MAIN_LOOP = "main-loop";
+/** The built-in iothread: QSD's main loop context. No object can have this id. */
+export const MAIN_LOOP = "(main-loop)";
 /** How long a thread may take to stop by itself: its last requests are the host's business. */
 const STOP_GRACE_MS = 5000;
 /**
@@ -18,11 +26,7 @@ const POLL_MAX_NS = 32_768;
 export const MAIN_LOOP_POLL_MAX_NS = 98_304;
 
 /** Properties of an iothread object; defaults as QEMU's. 0: built-in grow and shrink. */
-export interface IothreadOptions {
-  readonly pollMaxNs?: number;
-  readonly pollGrow?: number;
-  readonly pollShrink?: number;
-}
+export type IothreadOptions = Partial<PollingParameters>;
 
 /** One iothread as managers see it. Tests fake it. */
 export interface Iothread {
@@ -47,7 +51,7 @@ export interface IothreadPoolParts {
   readonly engine: string | undefined;
   /** A thread failed by itself: main ends the process. */
   readonly onCrash: (id: string, error: Error) => void;
-  readonly log: (level: "error" | "warn" | "info", text: string) => void;
+  readonly logger: Logger;
 }
 
 interface Member extends Iothread {
@@ -65,8 +69,20 @@ export class IothreadPool implements Iothreads {
   #starting = new Set<string>();
   #listeners: ((iothread: Iothread, event: IothreadEvent) => void)[] = [];
 
+  #log: Log;
+  /** What threads trace, later ones too. */
+  #trace: TraceState = { enabled: [], fd: null, format: "text" };
+
   constructor(parts: IothreadPoolParts) {
     this.#parts = parts;
+    this.#log = parts.logger.for("iothread");
+  }
+
+  /** Every thread traces that from now on. */
+  async setTrace(state: TraceState): Promise<void> {
+    this.#trace = state;
+    const members = [...this.#members.values()];
+    await Promise.all(members.map((member) => member.call("trace-set", state)));
   }
 
   get(id: string): Iothread {
@@ -91,9 +107,15 @@ export class IothreadPool implements Iothreads {
     this.#starting.add(id);
     try {
       this.#members.set(id, await this.#startMember(id, options));
+      if (trace.iothread_start.enabled) trace.iothread_start.write(id);
     } finally {
       this.#starting.delete(id);
     }
+  }
+
+  /** Changes how it polls, while it runs. */
+  async configure(id: string, polling: PollingParameters): Promise<void> {
+    await this.get(id).call("polling-configure", polling);
   }
 
   /** Throws in-use while nodes live there. Resolves when it has ended, or its grace is over. */
@@ -115,7 +137,7 @@ export class IothreadPool implements Iothreads {
   }
 
   #startMember(id: string, options: IothreadOptions): Promise<Member> {
-    const { driver, linux, engine } = this.#parts;
+    const { driver, linux, engine, logger } = this.#parts;
     const wakeFd = linux.eventfd(0, EFD_NONBLOCK);
     if (wakeFd < 0) throw new OutportError("limit", `Cannot create an eventfd for '${id}'`);
     const start: IothreadStart = {
@@ -125,6 +147,8 @@ export class IothreadPool implements Iothreads {
       pollGrow: options.pollGrow ?? 0,
       pollShrink: options.pollShrink ?? 0,
       engine: checkEngine(engine),
+      logLevel: logger.level,
+      trace: this.#trace,
     };
     const thread = driver.startThread("iothread", start);
     const channel = new IothreadChannel(thread, () => linux.signalEventfd(wakeFd));
@@ -155,7 +179,7 @@ export class IothreadPool implements Iothreads {
       };
       channel.onEvent = (event) => {
         if (event.event === "ready") resolve(member);
-        if (event.event === "log") this.#parts.log(event.level, event.text);
+        if (event.event === "log") this.#parts.logger.write(event.record);
         for (const listener of this.#listeners) listener(member, event);
       };
     });
@@ -164,11 +188,12 @@ export class IothreadPool implements Iothreads {
   /** False when the thread is still there after `graceMs`; it then no longer keeps the process. */
   async #stopMember(member: Member, graceMs: number): Promise<boolean> {
     member.stopping = true;
+    if (trace.iothread_stop.enabled) trace.iothread_stop.write(member.id);
     // The reply is not of interest: the thread's end is.
     member.channel.call("stop", {}).catch(() => {});
     const ended = await settlesWithin(member.ended, graceMs);
     if (!ended) {
-      this.#parts.log("warn", `iothread '${member.id}' does not stop; leaving it behind`);
+      this.#log("warn", `iothread '${member.id}' does not stop; leaving it behind`);
       member.thread.unref();
       this.#forget(member);
     }

@@ -3,8 +3,10 @@
  * calls, and returns when main says stop. Thread: iothread.
  */
 
+import { Drains } from "../block/drains.ts";
 import { blockDrivers } from "../block/drivers/index.ts";
-import { NodeTable } from "../block/nodes.ts";
+import { NodeControl } from "../block/node-control.ts";
+import { infoOf, NodeTable } from "../block/nodes.ts";
 import { NbdService } from "../exports/nbd/service.ts";
 import { ExportRegistry } from "../exports/registry.ts";
 import { BufferPool } from "../io/buffers.ts";
@@ -15,6 +17,9 @@ import { OffloadPool } from "../io/offload.ts";
 import { Reactor } from "../io/reactor.ts";
 import type { ThreadDriver, ThreadStart } from "../runtime/driver.ts";
 import { Linux } from "../runtime/linux.ts";
+import { traceOutput } from "../runtime/text-file.ts";
+import { componentLog } from "../util/log.ts";
+import { type TraceState, trace, traceAs } from "../util/trace.ts";
 import { serveCalls } from "./channel.ts";
 import type { FromIothread, IothreadEvent, IothreadStart } from "./messages.ts";
 
@@ -24,31 +29,53 @@ const BUFFER_BYTES_MAX = 64 * 1024 * 1024;
 export async function runIothread(driver: ThreadDriver, start: ThreadStart): Promise<void> {
   const options = start.data as IothreadStart;
   const send = (event: IothreadEvent): void => start.send({ event } satisfies FromIothread);
-  const log = (level: "error" | "warn" | "info", text: string): void =>
-    send({ event: "log", level, text });
+  const logOf = (component: string) =>
+    componentLog(component, options.logLevel, (record) => send({ event: "log", record }));
+  const log = logOf("iothread");
 
   const linux = new Linux(driver.ffi, driver.arch);
+  const setTrace = (state: TraceState): void => traceAs(state, traceOutput(driver, linux));
+  setTrace(options.trace);
   const reactor = makeReactor(driver, linux, options, (reason) => {
     log("warn", `iothread ${options.id}: epoll instead of io_uring: ${reason}`);
   });
+  log("info", "I/O engine chosen", { iothread: options.id, engine: reactor.engine.name });
+  if (trace.io_engine.enabled) trace.io_engine.write(`${options.id} ${reactor.engine.name}`);
+  const blockLog = logOf("block");
   const nodes = new NodeTable({
     reactor,
     drivers: blockDrivers,
-    log: (text) => log("error", text),
+    log: (text) => blockLog("error", text),
   });
+  const control = new NodeControl({
+    reactor,
+    getNode: (nodeName) => nodes.get(nodeName),
+    infoOf,
+    send,
+  });
+  const drains = new Drains({ reactor, findNode: (nodeName) => nodes.find(nodeName) });
   const nbd = new NbdService({
     reactor,
-    iothread: options.id,
     findNode: (nodeName) => nodes.get(nodeName),
     send,
-    log,
+    log: logOf("nbd"),
   });
   const exports = new ExportRegistry([nbd]);
 
   serveCalls(reactor, start, options.wakeFd, {
     ...nodes.calls,
+    ...drains.calls,
+    ...control.calls,
     ...exports.calls,
     ...nbd.calls,
+    "polling-configure": async (parameters) => {
+      reactor.polling.configure(parameters);
+      return null;
+    },
+    "trace-set": async (state) => {
+      setTrace(state);
+      return null;
+    },
     stop: async () => {
       await nbd.stop();
       await exports.closeAll();

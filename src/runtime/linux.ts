@@ -3,6 +3,8 @@
  * Thread: any; each makes its own. Memory is given by address and must be native, mapped memory:
  * the address of an array of the language's own heap is no safe thing to give to a kernel.
  */
+
+import { KEYCTL_READ } from "../abi/keyctl.ts";
 import * as abi from "../abi/linux.ts";
 import { SOCKADDR_SIZE_MAX } from "../abi/linux-socket.ts";
 import { type Arch, SYSCALLS, type Syscalls } from "../abi/syscalls.ts";
@@ -25,6 +27,8 @@ export interface FileStatus {
   /** Of a device file. */
   readonly rdev: number;
   readonly blockSize: number;
+  /** When content or attributes changed last: microseconds since 1970. */
+  readonly changeTimeUs: number;
   /** Alignments that O_DIRECT asks of memory and of file offsets; 0 when the host doesn't say. */
   readonly directMemoryAlignment: number;
   readonly directOffsetAlignment: number;
@@ -443,9 +447,20 @@ export class Linux {
   realTimeUs(): number {
     const address = this.#scratch + SCRATCH_STRUCT;
     this.#ffi.syscall(this.sys.clock_gettime, abi.CLOCK_REALTIME, address);
-    const seconds = this.#getU64(SCRATCH_STRUCT + abi.TIMESPEC_SEC);
-    const nanoseconds = this.#getU64(SCRATCH_STRUCT + abi.TIMESPEC_NSEC);
-    return seconds * 1_000_000 + Math.floor(nanoseconds / 1000);
+    return this.#timeUs(SCRATCH_STRUCT);
+  }
+
+  /** Nanoseconds since the machine started: the same for all threads. */
+  monotonicNs(): number {
+    const address = this.#scratch + SCRATCH_STRUCT;
+    this.#ffi.syscall(this.sys.clock_gettime, abi.CLOCK_MONOTONIC, address);
+    const nanoseconds = this.#view.getUint32(SCRATCH_STRUCT + abi.TIMESPEC_NSEC, true);
+    return this.#getU64(SCRATCH_STRUCT + abi.TIMESPEC_SEC) * 1e9 + nanoseconds;
+  }
+
+  /** The payload of a key: its length, of which at most `bytes` are written to `address`. */
+  keyctlRead(serial: number, address: number, bytes: number): number {
+    return this.#ffi.syscall(this.sys.keyctl, KEYCTL_READ, serial, address, bytes);
   }
 
   getpid(): number {
@@ -470,9 +485,16 @@ export class Linux {
       dev: u32(abi.STATX_DEV_MAJOR) * 2 ** 20 + u32(abi.STATX_DEV_MINOR),
       rdev: u32(abi.STATX_RDEV_MAJOR) * 2 ** 20 + u32(abi.STATX_RDEV_MINOR),
       blockSize: u32(abi.STATX_BLKSIZE),
+      changeTimeUs: this.#timeUs(at + abi.STATX_CTIME),
       directMemoryAlignment: u32(abi.STATX_DIO_MEM_ALIGN),
       directOffsetAlignment: u32(abi.STATX_DIO_OFFSET_ALIGN),
     };
+  }
+
+  /** Of a struct timespec, or a struct statx_timestamp. */
+  #timeUs(at: number): number {
+    const nanoseconds = this.#view.getUint32(at + abi.TIMESPEC_NSEC, true);
+    return this.#getU64(at + abi.TIMESPEC_SEC) * 1_000_000 + Math.floor(nanoseconds / 1000);
   }
 
   #flock(type: number, start: number, bytes: number): void {

@@ -1,6 +1,6 @@
 /** parseKeyval(): words of QEMU's keyval.c. */
 import { describe, expect, test } from "bun:test";
-import { parseKeyval } from "../../../src/cli/keyval.ts";
+import { parseKeyval, parseKeyvalOrHelp } from "../../../src/cli/keyval.ts";
 
 describe("parseKeyval()", () => {
   test("reads pairs, the later of two equal keys wins", () => {
@@ -59,5 +59,18 @@ describe("parseKeyval()", () => {
     const message = "Help is not available for this option";
     expect(() => parseKeyval("help", "driver")).toThrow(message);
     expect(() => parseKeyval("file,?", "driver")).toThrow(message);
+    expect(() => parseKeyval("help,a..b=1", "driver")).toThrow("Invalid parameter 'a..b'");
+  });
+
+  test("leaves help to whoever has some", () => {
+    expect(parseKeyvalOrHelp("file,a=1,help", "driver")).toEqual({
+      value: { driver: "file", a: "1" },
+      help: true,
+    });
+    expect(parseKeyvalOrHelp("?", "driver")).toEqual({ value: {}, help: true });
+    expect(parseKeyvalOrHelp("help=1", "driver")).toEqual({ value: { help: "1" }, help: false });
+    expect(() => parseKeyvalOrHelp("help,file", "driver")).toThrow(
+      "Expected '=' after parameter 'file'",
+    );
   });
 });

@@ -5,6 +5,7 @@ import type { NodeOpen } from "../../../src/iothread/messages.ts";
 import { type IothreadOptions, IothreadPool, MAIN_LOOP } from "../../../src/iothread/pool.ts";
 import type { Thread, ThreadDriver } from "../../../src/runtime/driver.ts";
 import { Linux } from "../../../src/runtime/linux.ts";
+import { Logger } from "../../../src/util/log.ts";
 import { driver } from "../../support/driver.ts";
 import { messageOf } from "../../support/iothread.ts";
 
@@ -24,7 +25,7 @@ function makePool(engine?: string, threadDriver: ThreadDriver = driver): Iothrea
       crashes.push(`${id}: ${error.message}`);
       onCrash();
     },
-    log: () => {},
+    logger: new Logger({ write: () => {}, realTimeUs: () => 0 }),
   });
   return pool;
 }
@@ -118,7 +119,7 @@ describe("IothreadPool", () => {
       onCrash = resolve;
     });
     // Main never asks for a node that it has not opened.
-    const call = pool.get("io0").call("node-query", { nodeName: "missing" });
+    const call = pool.get("io0").call("node-flush", { nodeName: "missing" });
     expect(await messageOf(call)).toBe("iothread 'io0' failed");
     await crashed;
     expect(crashes).toEqual(["io0: Assertion failed: node 'missing' is open"]);
@@ -150,7 +151,7 @@ describe("IothreadPool", () => {
     const tasks = readdirSync("/proc/self/task");
     const names = tasks.map((task) => readFileSync(`/proc/self/task/${task}/comm`, "utf8").trim());
     expect(names).toContain("offload");
-    await messageOf(iothread.call("node-query", { nodeName: "missing" }));
+    await messageOf(iothread.call("node-flush", { nodeName: "missing" }));
     await ended;
     expect(crashes).toEqual(["io0: Assertion failed: node 'missing' is open"]);
     rmSync(folder, { recursive: true });

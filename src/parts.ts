@@ -1,0 +1,161 @@
+/**
+ * The composition root of the main thread: builds everything from its tables. Thread: main.
+ */
+
+import { blockDrivers } from "./block/drivers/index.ts";
+import { BlockGraph } from "./block/graph.ts";
+import { BlockQueries } from "./block/queries.ts";
+import { resizeNode } from "./block/resize.ts";
+import { WriteThresholds } from "./block/write-thresholds.ts";
+import { Chardevs } from "./chardev/manager.ts";
+import { exportTypes } from "./exports/index.ts";
+import { ExportManager } from "./exports/manager.ts";
+import { planListen } from "./exports/nbd/address.ts";
+import { NbdServer } from "./exports/nbd/index.ts";
+import { IothreadPool } from "./iothread/pool.ts";
+import { chardevObjects, chardevTypes } from "./objects/chardevs.ts";
+import { objectKinds } from "./objects/index.ts";
+import type { MonitorSettings } from "./objects/monitor-qmp.ts";
+import { QomTree } from "./objects/qom.ts";
+import { ObjectRegistry } from "./objects/registry.ts";
+import { allCommands, allEvents } from "./qmp/commands/index.ts";
+import { Dispatcher } from "./qmp/dispatcher.ts";
+import { EventHub } from "./qmp/events.ts";
+import { parseJson } from "./qmp/json-stream.ts";
+import { Monitor } from "./qmp/monitor.ts";
+import type { RuntimeDriver } from "./runtime/driver.ts";
+import type { Linux } from "./runtime/linux.ts";
+import type { Logger } from "./util/log.ts";
+
+export interface PartsOptions {
+  readonly driver: RuntimeDriver;
+  readonly linux: Linux;
+  readonly logger: Logger;
+  /** The process leaves its standard streams. */
+  readonly background: boolean;
+  readonly onCrash: (id: string, error: Error) => void;
+  /** A monitor's client is gone. */
+  readonly onMonitorClosed: (id: string, settings: Readonly<MonitorSettings>) => void;
+  readonly quit: () => Promise<void>;
+}
+
+/** Everything that a running outport is made of. */
+export interface Parts {
+  readonly events: EventHub<typeof allEvents>;
+  readonly iothreads: IothreadPool;
+  readonly graph: BlockGraph;
+  readonly writeThresholds: WriteThresholds;
+  readonly nbdServer: NbdServer;
+  readonly types: ReturnType<typeof exportTypes>;
+  readonly exports: ExportManager;
+  readonly chardevs: Chardevs;
+  readonly objects: ObjectRegistry;
+  readonly qom: QomTree;
+  readonly dispatcher: Dispatcher;
+}
+
+/** Parts under construction: who needs a later one asks for it when it is called. */
+type Unfinished = { -readonly [Name in keyof Parts]: Parts[Name] };
+
+export function makeParts(options: PartsOptions): Parts {
+  const parts = {} as Unfinished;
+  const { driver, linux, logger, onCrash } = options;
+  parts.events = new EventHub(allEvents, {
+    realTimeUs: driver.clock.realTimeUs,
+    setTimeout: (action, ms) => void setTimeout(action, ms),
+  });
+  const engine = driver.env("OUTPORT_IO_ENGINE");
+  parts.iothreads = new IothreadPool({ driver, linux, engine, onCrash, logger });
+  makeBlock(parts, options);
+  makeExports(parts, options);
+  makeObjects(parts, options);
+  parts.dispatcher = makeDispatcher(parts, options);
+  return parts;
+}
+
+function makeBlock(parts: Unfinished, { logger }: PartsOptions): void {
+  const { events, iothreads } = parts;
+  parts.graph = new BlockGraph({
+    drivers: blockDrivers,
+    iothreads,
+    findObject: (id) => parts.objects.find(id),
+    log: logger.for("block"),
+  });
+  parts.writeThresholds = new WriteThresholds({
+    graph: parts.graph,
+    iothreads,
+    emit: (event, data) => events.emit(event, { ...data }),
+  });
+}
+
+function makeExports(parts: Unfinished, { driver, logger }: PartsOptions): void {
+  const { events, iothreads, graph } = parts;
+  parts.nbdServer = new NbdServer({
+    iothreads,
+    resolve: driver.sockets.resolve,
+    nodeExists: (nodeName) => graph.find(nodeName) !== undefined,
+    objectExists: (id) => parts.objects.find(id) !== undefined,
+    closeExports: () => parts.exports.closeAll("nbd"),
+  });
+  parts.types = exportTypes({ nbdServer: parts.nbdServer });
+  parts.exports = new ExportManager({
+    graph,
+    iothreads,
+    types: parts.types,
+    emit: (event, data) => events.emit(event, data),
+    log: logger.for("export"),
+  });
+}
+
+function makeObjects(parts: Unfinished, options: PartsOptions): void {
+  const { driver, linux, logger, background, onMonitorClosed } = options;
+  const { events, iothreads } = parts;
+  const chardevs = new Chardevs({
+    driver,
+    linux,
+    plan: (address, fdNumbers) => planListen(address, driver.sockets.resolve, fdNumbers),
+    background,
+    log: logger.for("chardev"),
+  });
+  const monitorLog = logger.for("monitor");
+  const makeMonitor = (id: string, settings: Readonly<MonitorSettings>): Monitor =>
+    new Monitor({
+      id,
+      settings,
+      dispatcher: parts.dispatcher,
+      events,
+      log: monitorLog,
+      onClosed: () => onMonitorClosed(id, settings),
+    });
+  const log = logger.for("object");
+  const kinds = objectKinds({ chardevs, makeMonitor, iothreads, linux, parseJson, log });
+  const objects = new ObjectRegistry(kinds, log);
+  parts.chardevs = chardevs;
+  parts.objects = objects;
+  parts.qom = new QomTree({
+    kinds: objects.kinds,
+    objects: () => objects.list(),
+    chardevs: () => chardevObjects(chardevs.list()),
+    types: chardevTypes,
+  });
+}
+
+function makeDispatcher(parts: Unfinished, { quit }: PartsOptions): Dispatcher {
+  const { graph, writeThresholds, exports, nbdServer, types, objects, qom, chardevs } = parts;
+  return new Dispatcher(
+    allCommands({
+      graph,
+      drivers: blockDrivers,
+      queries: new BlockQueries(graph),
+      resize: (options) => resizeNode(graph, options),
+      setWriteThreshold: (nodeName, offset) => writeThresholds.set(nodeName, offset),
+      exports,
+      nbdServer,
+      types,
+      objects,
+      qom,
+      chardevs,
+      quit,
+    }),
+  );
+}
