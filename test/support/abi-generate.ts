@@ -26,6 +26,7 @@ const EXPRESSIONS: Readonly<Record<string, string>> = {
     INO: "stx_ino",
     BYTES: "stx_size",
     BLOCKS: "stx_blocks",
+    CTIME: "stx_ctime",
     RDEV_MAJOR: "stx_rdev_major",
     RDEV_MINOR: "stx_rdev_minor",
     DEV_MAJOR: "stx_dev_major",

@@ -8,6 +8,7 @@ import { runOn } from "./reactor.ts";
 export function openContext(reactor: Reactor, some: Partial<OpenContext> = {}): OpenContext {
   return {
     reactor,
+    log: () => {},
     nodeName: "node0",
     options: {},
     readOnly: false,

@@ -28,7 +28,7 @@ const LIMITS: BlockLimits = {
 };
 
 export class FakeNode implements BlockNode {
-  readonly nodeName = "fake";
+  readonly nodeName: string = "fake";
   readonly driver = "fake";
   readonly writable = true;
   readonly data: Uint8Array;

@@ -229,6 +229,7 @@ export class NbdRig {
   exp!: NbdExport;
   readonly peers: Peer[] = [];
   #node!: BlockNode;
+  #options!: BackendOptions;
   #contexts: readonly NbdMetaContext[] = [];
   #fdsBefore = openFds();
   #ended = false;
@@ -243,11 +244,36 @@ export class NbdRig {
     const { writable = true, writethrough = false, contexts = [] } = options;
     this.#node = node;
     this.#contexts = contexts;
-    this.backend = new BlockBackend(this.reactor, node, { writable, writethrough });
-    const { connections, backend } = this;
-    const bytes = node.bytes;
-    this.exp = new NbdExport({ connections, backend, bytes, readOnly: !writable });
+    this.#options = { writable, writethrough };
+    this.#serve();
     return this;
+  }
+
+  #serve(): void {
+    this.backend = new BlockBackend(this.reactor, this.#node, this.#options);
+    const { connections, backend } = this;
+    const bytes = this.#node.bytes;
+    this.exp = new NbdExport({ connections, backend, bytes, readOnly: !this.#options.writable });
+  }
+
+  /**
+   * Takes the export away and makes another one with its clients, as when it moves to another
+   * iothread. False: it refuses.
+   */
+  async move(): Promise<boolean> {
+    let moved: boolean | undefined;
+    this.reactor.spawn(async () => {
+      moved = await this.exp.suspend();
+    });
+    await this.until(() => moved !== undefined, "the suspension");
+    if (moved !== true) return false;
+    const clients = this.exp.handOver();
+    await runOn(this.reactor, () => this.backend.close());
+    const left = [this.connections.count, this.connections.bytesHeld];
+    if (left.some((count) => count > 0)) throw new Error(`handOver() leaves ${left}`);
+    this.#serve();
+    for (const client of clients) this.exp.adopt(client);
+    return true;
   }
 
   /** A client in transmission. `early`: what it sent with its handshake. */
@@ -255,8 +281,8 @@ export class NbdRig {
     const pair = this.reactor.linux.socketpair(AF_UNIX, SOCK_STREAM);
     if (typeof pair === "number") throw new Error(`socketpair: ${pair}`);
     const contexts = this.#contexts;
-    const session = { exportId: "e", mode, contexts, blockSizeKnown: true };
-    this.exp.adopt(pair[0], session, early);
+    const session = { exportId: "e", mode, contexts };
+    this.exp.adopt({ fd: pair[0], session, early });
     const peer = new Peer(this.reactor, pair[1], mode);
     this.peers.push(peer);
     return peer;

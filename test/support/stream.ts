@@ -3,6 +3,7 @@ import type { Stream } from "../../src/runtime/driver.ts";
 
 export class FakeStream implements Stream {
   onData: (bytes: Uint8Array) => void = () => {};
+  onEnd: () => void = () => this.end();
   onClose: () => void = () => {};
   pendingBytes = 0;
   paused = false;

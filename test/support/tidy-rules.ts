@@ -20,12 +20,12 @@ const PURE_NODE_MODULES = ["node:util", "node:path", "node:crypto", "node:zlib"]
 
 /** First match wins; `plugin` captures whose files a file may import beside the lower layers. */
 const LAYERS: readonly { layer: number; path: RegExp }[] = [
-  { layer: 6, path: /^src\/(main|iothread\/worker)\.ts$/ },
+  { layer: 6, path: /^src\/(main|parts|iothread\/worker)\.ts$/ },
   { layer: 5, path: /^src\/(cli|http)\// },
   { layer: 4, path: /^src\/qmp\// },
   { layer: 2, path: /^src\/(exports\/(?!index)[^/]+|objects\/registry|jobs\/job)\.ts$/ },
   { layer: 3, path: /^src\/(block\/drivers|exports|jobs|objects)\/(?<plugin>[^/]+)/ },
-  { layer: 2, path: /^src\/(block|virtio|bitmaps)\// },
+  { layer: 2, path: /^src\/(block|chardev|virtio|bitmaps)\// },
   { layer: 1, path: /^src\/(io|iothread|qapi)\// },
   { layer: 0, path: /^src\/(abi|runtime|util)\// },
 ];

@@ -1,0 +1,18 @@
+/** All scenes and command lines. */
+
+import { commandLines } from "./command-lines.ts";
+import { blockScenes } from "./scenes/block.ts";
+import { checkScenes } from "./scenes/checks.ts";
+import { exportScenes } from "./scenes/exports.ts";
+import { monitorScenes } from "./scenes/monitor.ts";
+import { objectScenes } from "./scenes/objects.ts";
+import type { Scene } from "./script.ts";
+
+export const scenes: readonly Scene[] = [
+  ...monitorScenes,
+  ...checkScenes,
+  ...blockScenes,
+  ...exportScenes,
+  ...objectScenes,
+];
+export { commandLines };
