@@ -36,6 +36,7 @@ export const SEEK_HOLE = 4;
 export const FALLOC_FL_KEEP_SIZE = 0x01;
 export const FALLOC_FL_PUNCH_HOLE = 0x02;
 export const FALLOC_FL_ZERO_RANGE = 0x10;
+export const POSIX_FADV_DONTNEED = 4;
 
 // preadv2() and pwritev2() flags.
 export const RWF_DSYNC = 0x02;
@@ -134,7 +135,6 @@ export const BLKDISCARD = 0x1277;
 export const BLKGETSIZE64 = 0x8008_1272;
 
 export const PR_SET_NAME = 15;
-
 export const CLOCK_REALTIME = 0;
 export const CLOCK_MONOTONIC = 1;
 // struct timespec: byte offsets.

@@ -27,6 +27,7 @@ import {
   type Resolution,
   ZERO,
 } from "./node.ts";
+import { isPayloadAligned, runBounced, zeroPayload } from "./payload.ts";
 import { isAligned, SlowPath } from "./slow-path.ts";
 import { type Statistics, statisticsOf } from "./statistics.ts";
 import { type WriteGate, writeGateOf } from "./write-gate.ts";
@@ -57,8 +58,13 @@ export class BlockBackend implements RequestCarrier {
   #slowPath: SlowPath;
   /** Only while the node has an alignment. */
   #gate: WriteGate | null = null;
+  /** Grows with each drained section: numbers from findCached() may be other files' after one. */
+  epoch = 0;
   /** The node's image may be another process's to change: nothing but reads is to be asked. */
   inactive = false;
+  /** The node has another length, after a drained section. */
+  onResized: () => void = () => {};
+  #bytes: number;
   #mayWrite = false;
   #inFlight = 0;
   /** Callers of drain() that have not called resume(). */
@@ -78,6 +84,7 @@ export class BlockBackend implements RequestCarrier {
     this.#kinds = kindsOf(reactor);
     this.#slowPath = new SlowPath(reactor, node);
     this.#statistics = statisticsOf(node);
+    this.#bytes = node.bytes;
     this.#lookAtNode();
     backendsOf(reactor).add(this);
   }
@@ -175,6 +182,9 @@ export class BlockBackend implements RequestCarrier {
     const waiting = this.#waiting;
     this.#waiting = [];
     for (const slot of waiting) this.#start(slot);
+    if (this.node.bytes === this.#bytes) return;
+    this.#bytes = this.node.bytes;
+    this.onResized();
   }
 
   /** Before close(), which may wait for clients first: nothing waits for a limit from here on. */
@@ -219,6 +229,7 @@ export class BlockBackend implements RequestCarrier {
     const done = requests.doneBytes[slot]! + result;
     requests.doneBytes[slot] = done;
     if (done === requests.bytes[slot]) this.#finish(slot, 0);
+    else if (requests.iovCount[slot] !== 0) this.#runPiecesSlow(slot, op);
     // Not whole blocks: the file ends here, and can't be asked for more there.
     else if (op === OP_READ && (result === 0 || result % this.node.limits.requestAlignment !== 0))
       this.#finishPastEnd(slot);
@@ -233,6 +244,7 @@ export class BlockBackend implements RequestCarrier {
   /** What changes in drained sections only. */
   #lookAtNode(): void {
     const { node, reactor } = this;
+    this.epoch++;
     this.#gate = node.limits.requestAlignment > 1 ? writeGateOf(reactor, node) : null;
     this.inactive = isInactive(node);
     this.#mayWrite = this.writable && !this.inactive;
@@ -250,7 +262,7 @@ export class BlockBackend implements RequestCarrier {
       this.#post(slot, -EIO);
     } else if (op === OP_FLUSH || op === OP_CACHE) {
       this.#map(slot);
-    } else if (op <= OP_WRITE && this.#isDirect(offset, bytes, requests.address[slot]!)) {
+    } else if (op <= OP_WRITE && this.#isDirect(slot, offset, bytes)) {
       if (op === OP_WRITE && this.#gate !== null && !this.#gate.tryEnter()) this.#runSlow(slot);
       else this.#map(slot);
     } else {
@@ -259,10 +271,12 @@ export class BlockBackend implements RequestCarrier {
   }
 
   /** The node takes this READ or WRITE as it is. */
-  #isDirect(offset: number, bytes: number, address: number): boolean {
+  #isDirect(slot: number, offset: number, bytes: number): boolean {
     const { limits } = this.node;
+    const requests = this.#requests;
     if (bytes > limits.transferBytesMax || bytes === 0) return false;
-    return isAligned(limits, offset, bytes, address);
+    if (!isAligned(limits, offset, bytes, requests.address[slot]!)) return false;
+    return requests.iovCount[slot] === 0 || isPayloadAligned(this.reactor, slot, limits);
   }
 
   /** Submits what is left of the request as one operation, or hands it to the slow path. */
@@ -277,18 +291,28 @@ export class BlockBackend implements RequestCarrier {
       const engine = this.reactor.engine;
       const token = makeToken(this.#kinds.io, slot);
       const address = requests.address[slot]! + done;
-      if (op === OP_READ) engine.read(out.fd, address, bytes, out.offset, token);
-      else if (op === OP_FLUSH) engine.fsync(out.fd, true, token);
+      if (op === OP_FLUSH) engine.fsync(out.fd, true, token);
+      else if (requests.iovCount[slot] !== 0) this.#transferPieces(slot, op, token);
+      else if (op === OP_READ) engine.read(out.fd, address, bytes, out.offset, token);
       else this.#write(slot, address, bytes, token);
     } else if (kind === ZERO && op > OP_WRITE) {
       this.#post(slot, 0);
     } else if (kind === ZERO && op === OP_READ && out.bytes >= bytes) {
-      this.reactor.memory.zero(requests.address[slot]! + done, bytes);
+      zeroPayload(this.reactor, slot, done);
       this.#post(slot, 0);
     } else {
       if (op === OP_WRITE) this.#gate?.leave();
       this.#runSlow(slot);
     }
+  }
+
+  #transferPieces(slot: number, op: Op, token: number): void {
+    const { fd, offset } = this.#resolution;
+    const { engine } = this.reactor;
+    const iov = this.#requests.address[slot]!;
+    const count = this.#requests.iovCount[slot]!;
+    if (op === OP_READ) engine.readv(fd, iov, count, offset, token);
+    else engine.writev(fd, iov, count, offset, this.#mustFlush(slot) ? RWF_DSYNC : 0, token);
   }
 
   #write(slot: number, address: number, bytes: number, token: number): void {
@@ -324,9 +348,7 @@ export class BlockBackend implements RequestCarrier {
 
   /** The host file ends before the node does: the rest reads as zeroes. */
   #finishPastEnd(slot: number): void {
-    const requests = this.#requests;
-    const done = requests.doneBytes[slot]!;
-    this.reactor.memory.zero(requests.address[slot]! + done, requests.bytes[slot]! - done);
+    zeroPayload(this.reactor, slot, this.#requests.doneBytes[slot]!);
     this.#finish(slot, 0);
   }
 
@@ -335,16 +357,26 @@ export class BlockBackend implements RequestCarrier {
     this.#complete(slot, result);
   }
 
+  /** A transfer of several pieces ended early: once more, all of it. */
+  #runPiecesSlow(slot: number, op: Op): void {
+    if (op === OP_WRITE) this.#gate?.leave();
+    this.#runSlow(slot);
+  }
+
   #runSlow(slot: number): void {
     const requests = this.#requests;
+    const flags = requests.flags[slot]! | this.#flagsAlways;
     this.reactor.spawn(async () => {
-      const result = await this.#slowPath.run(
-        requests.op[slot] as Op,
-        requests.offset[slot]!,
-        requests.bytes[slot]!,
-        requests.address[slot]!,
-        requests.flags[slot]! | this.#flagsAlways,
-      );
+      const isOurs = requests.payload[slot] === null;
+      const result = await (isOurs
+        ? this.#slowPath.run(
+            requests.op[slot] as Op,
+            requests.offset[slot]!,
+            requests.bytes[slot]!,
+            requests.address[slot]!,
+            flags,
+          )
+        : runBounced(this.reactor, this.#slowPath, slot, flags));
       this.#complete(slot, result);
     });
   }

@@ -53,10 +53,13 @@ export interface NodePlan {
   readonly children: readonly ChildPlan[];
 }
 
-export type ChildPlan =
-  | { readonly role: string; readonly plan: NodePlan }
-  /** By name of an existing node. */
-  | { readonly role: string; readonly reference: string };
+/** By name of an existing node. */
+export interface ChildReference {
+  readonly role: string;
+  readonly reference: string;
+}
+
+export type ChildPlan = { readonly role: string; readonly plan: NodePlan } | ChildReference;
 
 /** `options` is checked against the schema of its driver. */
 export function planNode(

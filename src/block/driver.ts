@@ -60,6 +60,14 @@ export interface BlockDriver {
   readonly strongOptions?: readonly string[];
   /** Role of the child that it filters; that child's image shows behind its own. */
   readonly filtered?: string;
+  /**
+   * A file name that opens the same tree, made of those of its children by role. Missing: see
+   * NodeDescription.
+   */
+  exactFilename?(
+    options: Readonly<Record<string, unknown>>,
+    filenameOf: (role: string) => string | undefined,
+  ): string | undefined;
   /** It makes an image of its own: a host file, zeroes; not a view of what its child has. */
   readonly isProtocol?: boolean;
   /** What it asks of a child when its own parents ask `of`. Only drivers with children have it. */

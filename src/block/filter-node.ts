@@ -33,10 +33,10 @@ export class FilterNode implements BlockNode {
   protected io: ChildIo;
   #role: string;
 
-  /** `role`: of the child that it filters. */
-  /** Of open drained sections, in which the child may change. */
-  readonly #drainedChildren: BlockNode[] = [];
+  /** Of open drained sections, in which children may change. */
+  readonly #drained: (readonly BlockNode[])[] = [];
 
+  /** `role`: of the child that it filters. */
   constructor(driver: string, context: OpenContext, role = "file") {
     this.nodeName = context.nodeName;
     this.driver = driver;
@@ -129,12 +129,13 @@ export class FilterNode implements BlockNode {
   }
 
   drainBegin(): void {
-    this.#drainedChildren.push(this.child);
-    this.child.drainBegin?.();
+    const children = Object.values(this.context.children);
+    this.#drained.push(children);
+    for (const child of children) child.drainBegin?.();
   }
 
   drainEnd(): void {
-    this.#drainedChildren.pop()?.drainEnd?.();
+    for (const child of this.#drained.pop() ?? []) child.drainEnd?.();
   }
 
   truncate(bytes: number): Promise<void> {

@@ -21,7 +21,14 @@ export function imageFilename(node: GraphNode): string {
 
 /** A format takes over its file's, unless options of its own change what is seen of it. */
 function exactFilename(node: GraphNode): string | undefined {
-  const { driver, info, children } = node;
+  const { driver, definition, info, children } = node;
+  const filenameOf = (role: string): string | undefined => {
+    const child = children.find((edge) => edge.role === role)?.child;
+    return child === undefined ? undefined : exactFilename(child);
+  };
+  if (driver.exactFilename !== undefined) {
+    return driver.exactFilename(definition.options, filenameOf);
+  }
   if (info.description.exactFilename !== undefined) return info.description.exactFilename;
   if (driver.isProtocol === true || driver.filtered !== undefined) return undefined;
   if (Object.keys(strongOptions(node)).length > 0) return undefined;

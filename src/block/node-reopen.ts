@@ -115,7 +115,7 @@ export class NodeReopens {
   }
 }
 
-/** QSD differs: it takes any new alignment, and aborts when the last block is written. */
+/** Of nodes that have other limits now, and writers still. Throws OutportError. */
 function checkLengths(entries: readonly NodeEntry[], { permissions }: NodesReopen): void {
   for (const { node, permissions: held } of entries) {
     const next = permissions.find(({ nodeName }) => nodeName === node.nodeName);

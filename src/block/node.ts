@@ -108,7 +108,10 @@ export interface BlockNode {
   /** Synchronous, allocates nothing. FLUSH and range-free ops pass offset 0, bytes 0. */
   resolve(op: Op, offset: number, bytes: number, out: Resolution): ResolutionKind;
 
-  /** The slow ways. `address` is native memory of `bytes` bytes. 0 or -errno. */
+  /**
+   * The slow ways. `address` is native memory of `bytes` bytes. 0 or -errno. Whoever wants REQ_FUA
+   * flushes afterwards, as ChildIo does: nodes need not look at it.
+   */
   read(offset: number, bytes: number, address: number): Promise<number>;
   write(offset: number, bytes: number, address: number, flags: number): Promise<number>;
   writeZeroes(offset: number, bytes: number, flags: number): Promise<number>;
@@ -163,6 +166,8 @@ export interface BlockNode {
    * has changed then. Missing: the driver can't.
    */
   truncate?(bytes: number): Promise<void>;
+  /** Another host may have changed its image: forgets what is kept of it. Throws OutportError. */
+  invalidate?(): Promise<void>;
   /** Its file or child may have another length by now. Children first. Throws OutportError. */
   refreshLength?(): void;
   describe(): NodeDescription;

@@ -118,17 +118,18 @@ export class NodeTable {
     await dropPermissions(changes, this.#log);
     // Children first, whose lengths may be others' doing.
     for (const { entry, next } of changes.reverse()) {
-      if (next.active && isInactive(entry.node)) this.#refreshLength(entry.node);
+      if (next.active && isInactive(entry.node)) await this.#lookAgain(entry.node);
       markActive(entry.node, next.active);
     }
   }
 
-  /** A node that was inactive goes on with the length it knows where the host tells no other. */
-  #refreshLength(node: BlockNode): void {
+  /** A node that was inactive goes on with what it knows where the host tells nothing else. */
+  async #lookAgain(node: BlockNode): Promise<void> {
     try {
+      await node.invalidate?.();
       node.refreshLength?.();
     } catch (error) {
-      this.#log(`Could not measure node '${node.nodeName}' again: ${error}`);
+      this.#log(`Could not look at node '${node.nodeName}' again: ${error}`);
     }
   }
 

@@ -6,7 +6,12 @@ import type { Iothread } from "../iothread/pool.ts";
 import { OutportError } from "../util/error.ts";
 import type { Log } from "../util/log.ts";
 import { trace } from "../util/trace.ts";
-import { type ChildPlan, checkCommonOptions, checkNodeName, type NodePlan } from "./catalogue.ts";
+import {
+  type ChildReference,
+  checkCommonOptions,
+  checkNodeName,
+  type NodePlan,
+} from "./catalogue.ts";
 import type { Surroundings } from "./driver.ts";
 import { attachEdge, chainLinks, depthThrough, detachEdge, Edge, GraphNode } from "./graph-node.ts";
 import { updatePermissions } from "./permission-update.ts";
@@ -56,16 +61,21 @@ export class OpenNodes {
     throw new OutportError("not-found", `Failed to find node with node-name='${nodeName}'`);
   }
 
-  /** Nodes that the plan refers to. */
+  /** Nodes that the plan refers to. Throws OutportError. */
   references(plan: NodePlan): GraphNode[] {
+    if (plan.driver.isProtocol === true) this.#checkOwn(plan);
     return plan.children.flatMap((child) =>
-      "plan" in child ? this.references(child.plan) : [this.#reference(child.reference)],
+      "plan" in child ? this.references(child.plan) : [this.#reference(child, plan)],
     );
   }
 
-  #reference(name: string): GraphNode {
+  #reference({ role, reference: name }: ChildReference, above: NodePlan): GraphNode {
     const node = this.#nodes.get(name);
     if (node !== undefined) return node;
+    if (above.nodeName === name && isLate(above, role)) {
+      const message = `Making '${name}' a ${role} child of '${name}' would create a cycle`;
+      throw new OutportError("invalid", message);
+    }
     throw new OutportError("not-found", `Cannot find device='${name}' nor node-name='${name}'`);
   }
 
@@ -76,11 +86,14 @@ export class OpenNodes {
       for (const child of plan.children) {
         const { role } = child;
         const isInline = "plan" in child;
-        children.push({ role, isInline, node: await this.#openChild(child, iothread) });
+        if (isLate(plan, role)) this.#checkOwn(plan);
+        const node = isInline
+          ? await this.open(child.plan, iothread)
+          : this.#reference(child, plan);
+        children.push({ role, isInline, node });
       }
-      checkCommonOptions(plan.common);
+      this.#checkOwn(plan);
       const nodeName = plan.nodeName ?? this.#generateName();
-      if (plan.nodeName !== undefined) checkNodeName(nodeName, (name) => this.#nodes.has(name));
       return await this.#openNode(plan, nodeName, children, iothread);
     } catch (error) {
       await rollBack(
@@ -94,8 +107,10 @@ export class OpenNodes {
     }
   }
 
-  #openChild(child: ChildPlan, iothread: Iothread): GraphNode | Promise<GraphNode> {
-    return "plan" in child ? this.open(child.plan, iothread) : this.#reference(child.reference);
+  /** Throws OutportError. */
+  #checkOwn({ common, nodeName }: NodePlan): void {
+    checkCommonOptions(common);
+    if (nodeName !== undefined) checkNodeName(nodeName, (name) => this.#nodes.has(name));
   }
 
   async #openNode(
@@ -182,6 +197,11 @@ export class OpenNodes {
     const random = Math.floor(Math.random() * 100);
     return `#block${this.#generatedCount++}${String(random).padStart(2, "0")}`;
   }
+}
+
+/** The node looks at itself before it looks for this child: a format does so after its file. */
+function isLate({ driver }: NodePlan, role: string): boolean {
+  return driver.isProtocol === true || role !== "file";
 }
 
 /** Throws OutportError. */

@@ -84,8 +84,10 @@ export function toldOf({ nodeName, permissions, toldActive }: GraphNode): NodePe
   return { nodeName, ...permissions, active: toldActive };
 }
 
-function rootUse({ child, user, permissions }: Edge): Permissions {
-  return !child.active && user.allowInactive === true ? NO_PERMISSIONS : permissions;
+/** While the node is inactive, those who only read and those who know how to wait need nothing. */
+export function rootUse({ child, user, permissions }: Edge): Permissions {
+  const isReader = (permissions.used & PERMS_OF_CHANGERS) === 0;
+  return !child.active && (isReader || user.allowInactive === true) ? NO_PERMISSIONS : permissions;
 }
 
 function checkInactive({ used }: Permissions): void {

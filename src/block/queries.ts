@@ -10,6 +10,7 @@ import type { BlockGraph } from "./graph.ts";
 import type { Edge, GraphNode } from "./graph-node.ts";
 import { imageFilename } from "./image-names.ts";
 import { PERM_CONSISTENT_READ, PERM_RESIZE, PERM_WRITE, PERM_WRITE_UNCHANGED } from "./node.ts";
+import { rootUse } from "./permission-update.ts";
 
 /** Of what a host file does not limit. */
 const COMMON_LIMITS = { "opt-mem-alignment": 4096, "max-iov": 1024 };
@@ -216,8 +217,10 @@ function blockGraphOf(all: readonly GraphNode[]): Xdbg {
   };
   const nodes: Xdbg["nodes"] = [];
   const edges: Xdbg["edges"] = [];
-  const addEdge = (parent: number, { role: name, child, permissions }: Edge): void => {
-    const [perm, shared] = [permissionList(permissions.used), permissionList(permissions.shared)];
+  const addEdge = (parent: number, edge: Edge): void => {
+    const { role: name, child } = edge;
+    const { used, shared: others } = edge.parent === null ? rootUse(edge) : edge.permissions;
+    const [perm, shared] = [permissionList(used), permissionList(others)];
     edges.unshift({ parent, child: idOf(child), name, perm, "shared-perm": shared });
   };
   const roots = all.flatMap(({ parents }) => parents.filter(({ parent }) => parent === null));

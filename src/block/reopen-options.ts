@@ -115,11 +115,10 @@ export function checkReset({ node, explicit, common }: ReopenEntry): void {
   if (definition.forceShare && !common.forceShare) {
     throw refusal("Option 'force-share' cannot be reset to its default value");
   }
-  checkCommonOptions(common);
 }
 
 /** After the children were looked at. Throws OutportError in QSD's words. */
-export function checkUnchanged({ node, explicit, foreign }: ReopenEntry): void {
+export function checkUnchanged({ node, explicit, common, foreign }: ReopenEntry): void {
   for (const [role, options] of foreign) {
     const [first] = flatten(options).keys();
     throw refusal(`Cannot change the option '${role}.${first}'`);
@@ -134,6 +133,7 @@ export function checkUnchanged({ node, explicit, foreign }: ReopenEntry): void {
     if (changeable.includes(name) || before.get(name) === value) continue;
     throw refusal(`Cannot change the option '${name}'`);
   }
+  checkCommonOptions(common);
 }
 
 /** Nested members by their dotted names. */

@@ -3,8 +3,9 @@
  *
  * A request that covers a block only in part reads it, changes it and writes it back: a write that
  * lands in between would be lost. Only nodes that need alignment pass through a gate. Each host
- * file has its own, whatever nodes open it: a write may wait for long while it is in, as for a
- * throttle group, and that is no other disk's business.
+ * file has its own, whatever nodes of the thread open it: a write may wait for long while it is in,
+ * as for a throttle group, and that is no other disk's business. Writers elsewhere, on other
+ * iothreads as in other processes, must know what they do.
  */
 import type { Reactor } from "../io/reactor.ts";
 import type { BlockNode } from "./node.ts";

@@ -4,6 +4,7 @@
  * onRequestDone(). Thread: iothread.
  */
 import { assert } from "../util/error.ts";
+import type { PayloadMemory } from "./payload-memory.ts";
 
 /** Whoever submits requests: a connection, a queue, a job side. */
 export interface RequestOwner {
@@ -32,6 +33,13 @@ export class RequestTable {
   readonly bytes: Float64Array;
   /** Address of the payload, `bytes` long; meaningless for requests without one. */
   readonly address: Float64Array;
+  /**
+   * 0, or the payload lies in so many pieces: `address` is that of their struct iovec, in the
+   * reactor's memory. Its setter resets it, as `payload`.
+   */
+  readonly iovCount: Uint16Array;
+  /** Where the payload lies; null: in the reactor's memory. */
+  readonly payload: (PayloadMemory | null)[];
   readonly owner: (RequestOwner | null)[];
   /** The backend's own. */
   readonly carrier: (RequestCarrier | null)[];
@@ -49,6 +57,8 @@ export class RequestTable {
     this.offset = new Float64Array(capacity);
     this.bytes = new Float64Array(capacity);
     this.address = new Float64Array(capacity);
+    this.iovCount = new Uint16Array(capacity);
+    this.payload = new Array(capacity).fill(null);
     this.owner = new Array(capacity).fill(null);
     this.carrier = new Array(capacity).fill(null);
     this.doneBytes = new Float64Array(capacity);

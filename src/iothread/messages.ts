@@ -181,6 +181,11 @@ export interface IothreadCalls {
   "nodes-resume": [{ section: number }, null];
   /** Ready to serve when it returns. The reply is the type's own: NbdExportInfo for nbd. */
   "export-open": [ExportOpen, unknown];
+  /**
+   * It takes no more clients. `safe`: refuses with kind in-use while it has one, and nothing
+   * changes. Types whose clients come in elsewhere don't know it.
+   */
+  "export-shutdown": [{ id: string; safe: boolean }, { clientCount: number }];
   /** Stops serving: drops the clients, lets requests in flight finish, flushes, forgets it. */
   "export-close": [{ id: string }, null];
   /**

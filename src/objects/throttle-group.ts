@@ -76,6 +76,10 @@ export function throttleGroupKind(clock: ThrottleClock): ObjectKind {
     name: "throttle-group",
     members,
     type,
+    validate(options) {
+      checkSingleLimits(options);
+      if (options.limits !== undefined) initialLimits(options);
+    },
     async create(id, options) {
       const group = new ThrottleGroup();
       const limits = initialLimits(options);
@@ -109,9 +113,8 @@ function userObject(
   };
 }
 
-/** Single properties go before what `limits` says. */
-function initialLimits(options: Wire): ThrottleLimits {
-  const given: Partial<Record<LimitName, number>> = { ...(options.limits as Limits) };
+/** Each for itself. */
+function checkSingleLimits(options: Wire): void {
   for (const name of LIMIT_NAMES) {
     const value = options[PREFIX + name] as number | undefined;
     if (value === undefined) continue;
@@ -120,7 +123,15 @@ function initialLimits(options: Wire): ThrottleLimits {
       // QSD's words, without a space as there.
       fail(`${PREFIX}${name} value must be in therange [0, ${BURST_SECONDS_MAX}]`);
     }
-    given[name] = value;
+  }
+}
+
+/** Single properties go before what `limits` says. */
+function initialLimits(options: Wire): ThrottleLimits {
+  const given: Partial<Record<LimitName, number>> = { ...(options.limits as Limits) };
+  for (const name of LIMIT_NAMES) {
+    const value = options[PREFIX + name] as number | undefined;
+    if (value !== undefined) given[name] = value;
   }
   return mergeLimits(NO_LIMITS, given);
 }

@@ -20,6 +20,8 @@ const TOKENS_MAX = 2 * 1024 * 1024;
 const NESTING_MAX = 1024;
 /** Of a stray token in a message. */
 const SHOWN_BYTES_MAX = 1024;
+/** A sign and the digits of 2^64. */
+const INTEGER_LENGTH_MAX = 21;
 
 /** Makes a message for the token in hand. */
 type Wrong = (what: string) => string;
@@ -218,7 +220,8 @@ function decodeNumber(text: string): number | bigint | Double {
     if (!isInteger) return new Double(value);
     return value === 0 ? 0 : value;
   }
-  if (!isInteger) return value;
+  // Digits by the million would take seconds.
+  if (!isInteger || text.length > INTEGER_LENGTH_MAX) return value;
   const exact = BigInt(text);
   return exact >= -(2n ** 63n) && exact < 2n ** 64n ? exact : value;
 }

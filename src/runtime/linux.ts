@@ -134,6 +134,12 @@ export class Linux {
     return this.#statx(abi.AT_FDCWD, path, 0);
   }
 
+  /** A file in memory. `flags`: MFD_*. */
+  memfdCreate(name: string, flags: number): number {
+    const address = this.#path(name, SCRATCH_PATH);
+    return address < 0 ? address : this.#ffi.syscall(this.sys.memfd_create, address, flags);
+  }
+
   ftruncate(fd: number, bytes: number): number {
     return this.#ffi.syscall(this.sys.ftruncate, fd, bytes);
   }

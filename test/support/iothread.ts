@@ -140,6 +140,10 @@ export class FakeIothread implements Iothread {
     const { id, exportId, safe } = params as { id: string; exportId: string; safe: boolean };
     if (call === "export-open") this.exports.add(id);
     if (call === "export-close") this.exports.delete(id);
+    if (call === "export-shutdown") {
+      if (safe && this.connectionCount > 0) throw new OutportError("in-use", "clients");
+      return { clientCount: this.connectionCount };
+    }
     if (call === "export-suspend") {
       if (!this.exports.delete(id)) throw new Error(`export ${id} is not open`);
       return { handover: id };

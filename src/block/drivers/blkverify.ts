@@ -3,7 +3,6 @@
  * child rules on main, nodes on an iothread.
  * Spec: qapi/block-core.json BlockdevOptionsBlkverify; QEMU docs/devel/testing/blkverify.rst
  */
-import type { NodeDescription } from "../../iothread/messages.ts";
 import { EIO, ENOTSUP } from "../../runtime/errno.ts";
 import { ChildIo } from "../child-io.ts";
 import type { BlockDriver, OpenContext, Permissions } from "../driver.ts";
@@ -94,13 +93,6 @@ class BlkverifyNode extends FilterNode {
     return false;
   }
 
-  override describe(): NodeDescription {
-    const raw = this.child.describe().exactFilename;
-    const test = this.#test.describe().exactFilename;
-    if (raw === undefined || test === undefined) return {};
-    return { exactFilename: `blkverify:${raw}:${test}` };
-  }
-
   async #both(
     what: string,
     offset: number,
@@ -141,6 +133,10 @@ export const blkverify: BlockDriver = {
   ],
   filtered: "raw",
   isProtocol: true,
+  exactFilename(_options, filenameOf) {
+    const [raw, test] = [filenameOf("raw"), filenameOf("test")];
+    return raw === undefined || test === undefined ? undefined : `blkverify:${raw}:${test}`;
+  },
   childPermissions(role, { used, shared }): Permissions {
     if (role === "raw") return { used, shared };
     // What may write to an image may let it grow.

@@ -40,7 +40,7 @@ export class CachedReads {
     const connection = this.#connection;
     const { view } = connection.reactor.memory;
     const { offset, bytes } = header;
-    const file = this.#queue.openFile(this.#where.fd);
+    const file = this.#queue.openFile(this.#where.fd, connection.backend.epoch);
     if (file < 0) return false;
     connection.backend.countCached(bytes);
     const length = connection.structured

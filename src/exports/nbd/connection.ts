@@ -60,8 +60,6 @@ import {
 } from "./request.ts";
 import { SendQueue } from "./send-queue.ts";
 
-/** Commands in flight per connection; QSD has 16. */
-const COMMANDS_MAX = 128;
 /** From here on a write's payload goes from the socket to the file where it can. */
 const LONG_WRITE_BYTES_MIN = 64 * 1024;
 /** Data of one piece: a read or write beyond it goes in several. */
@@ -434,7 +432,7 @@ export class NbdConnection implements RequestOwner {
       this.close();
       return;
     }
-    if (this.#commands >= COMMANDS_MAX || this.#share.full) {
+    if (this.#commands >= this.#connections.commandsMaxEach || this.#share.full) {
       this.#stalled = true;
       return;
     }

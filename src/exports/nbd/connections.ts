@@ -7,6 +7,10 @@ import type { Reactor } from "../../io/reactor.ts";
 import { assert } from "../../util/error.ts";
 import type { NbdConnection } from "./connection.ts";
 
+/** Commands in flight per connection. */
+const COMMANDS_MAX = 128;
+/** The same while requests are scarce: as many as QSD always takes. */
+const COMMANDS_MAX_SCARCE = 16;
 /** Buffers of one connection: enough for deep queues. */
 const CONNECTION_BYTES_MAX = 16 * 1024 * 1024;
 /** What each connection may always have: one request of the usual size. */
@@ -52,6 +56,15 @@ export class NbdConnections {
 
   get count(): number {
     return this.#connections.length - this.#free.length;
+  }
+
+  /**
+   * How many commands one connection may have in flight now. Half of the thread's requests are for
+   * all, the other half is shared out: clients of a throttled node leave some to those of others.
+   */
+  get commandsMaxEach(): number {
+    const { inUse, capacity } = this.reactor.requests;
+    return inUse > capacity / 2 ? COMMANDS_MAX_SCARCE : COMMANDS_MAX;
   }
 
   /**

@@ -46,7 +46,7 @@ export class SendQueue {
   /** The piece's file, NONE for memory; its position is an offset in the file then. */
   #files = new Float64Array(CAPACITY_START);
   /** The file that most pieces are of: one descriptor for all that are queued. */
-  readonly #shared = { of: NONE, fd: NONE, pieces: 0 };
+  readonly #shared = { of: NONE, epoch: 0, fd: NONE, pieces: 0 };
   #head = 0;
   #count = 0;
   /** Bytes of the head piece that have left. */
@@ -77,19 +77,19 @@ export class SendQueue {
   }
 
   /**
-   * A descriptor for one pushFile() of what `file` names now; the caller may close its own. Its
-   * number must not come to mean another file while pieces of it are queued. Returns -errno when
-   * there is none.
+   * A descriptor for one pushFile() of what `file` names now; the caller may close its own. The
+   * number names the same file throughout an `epoch`. Returns -errno when there is none.
    */
-  openFile(file: number): number {
+  openFile(file: number, epoch: number): number {
     const shared = this.#shared;
-    if (shared.pieces > 0 && shared.of === file) {
+    if (shared.pieces > 0 && shared.of === file && shared.epoch === epoch) {
       shared.pieces++;
       return shared.fd;
     }
     const fd = this.#reactor.linux.fcntl(file, F_DUPFD_CLOEXEC, 0);
     if (fd < 0 || shared.pieces > 0) return fd;
     shared.of = file;
+    shared.epoch = epoch;
     shared.fd = fd;
     shared.pieces = 1;
     return fd;

@@ -27,10 +27,10 @@ export function mainLoopKind(): ObjectKind {
       for (const name of CHECK_ORDER) {
         if (options[name] !== undefined) checkCount(name, options[name] as number);
       }
+      checkThreadPool({ ...baseDefaults, ...(options as Counts) });
     },
     async create(id, options) {
       let counts = { ...baseDefaults, ...(options as Counts) };
-      checkThreadPool(counts);
       if (exists) throw new OutportError("in-use", "only one main-loop instance allowed");
       exists = true;
       return {

@@ -50,7 +50,7 @@ describe("blockdevReopen()", () => {
     ["another file name", f0({ filename: "/x" }), "Cannot change the option 'filename'"],
     ["another driver", f0({ driver: "host_device" }), "Cannot change the option 'driver'"],
     ["other locking", f0({ locking: "off" }), "Cannot change the option 'locking'"],
-    ["force-share", f0({ "force-share": true }), "force-share=on can only be used with read-only"],
+    ["force-share", f0({ "force-share": true }), "Cannot change the option 'force-share'"],
     ["inactivity", f0({ active: false }), "Cannot change the option 'active'"],
     [
       "an option left out that has no way back",

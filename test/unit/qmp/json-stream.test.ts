@@ -55,6 +55,7 @@ describe("JsonStream values", () => {
       values("9007199254740991 9007199254740992 18446744073709551615 -9223372036854775808 "),
     ).toEqual([9007199254740991, 9007199254740992n, 18446744073709551615n, -9223372036854775808n]);
     expect(values("18446744073709551616 -9223372036854775809 ")).toEqual([2 ** 64, -(2 ** 63)]);
+    expect(values(`1${"0".repeat(300)} `)).toEqual([1e300]);
   });
 
   test("tell integers from numbers that are written otherwise", () => {

@@ -30,7 +30,14 @@ import {
 } from "../../node.ts";
 import { parseConfig } from "./config.ts";
 import { BlkdebugNode, type ZeroLimits } from "./node.ts";
-import { type BlkdebugOptions, EVENTS, IO_TYPES, type PermissionName, Rules } from "./rules.ts";
+import {
+  type BlkdebugOptions,
+  EVENTS,
+  IO_TYPES,
+  type PermissionName,
+  Rules,
+  type RulesState,
+} from "./rules.ts";
 
 const PERMISSIONS: Readonly<Record<PermissionName, number>> = {
   "consistent-read": PERM_CONSISTENT_READ,
@@ -86,6 +93,15 @@ export const blkdebug: BlockDriver = {
   children: [{ role: "image", optional: false }],
   filtered: "image",
   isProtocol: true,
+  reopenable: [],
+  exactFilename(options, filenameOf) {
+    const { config = "", ...others } = options as BlkdebugOptions;
+    const { "take-child-perms": _, "unshare-child-perms": __, ...strong } = others;
+    const image = filenameOf("image");
+    // A configuration file and an image are all that one name can tell.
+    if (image === undefined || Object.keys(strong).length > 0) return undefined;
+    return `blkdebug:${config}:${image}`;
+  },
   strongOptions: Object.keys(members).filter((name) => !name.endsWith("-child-perms")),
   childPermissions(_role, of, options): Permissions {
     const { "take-child-perms": take = [], "unshare-child-perms": unshare = [] } =
@@ -102,7 +118,8 @@ export const blkdebug: BlockDriver = {
       [...file.setStates, ...(options["set-state"] ?? [])],
     );
     const { limits, zeroes } = limitsOf(options, context.children.image!.limits);
-    rules.onEvent("none");
+    if (context.handedOver === undefined) rules.onEvent("none");
+    else rules.restore(context.handedOver as RulesState);
     return new BlkdebugNode(context, { limits, zeroes, rules });
   },
 };

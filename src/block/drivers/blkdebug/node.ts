@@ -8,11 +8,12 @@ import {
   type BlockStatus,
   OP_DISCARD,
   type Op,
+  type ReopenedNode,
   type ResolutionKind,
   SLOW,
   ZERO,
 } from "../../node.ts";
-import type { BlkdebugEvent, BlkdebugIoType, BlkdebugOptions, Rules } from "./rules.ts";
+import type { BlkdebugEvent, BlkdebugIoType, BlkdebugOptions, Rules, RulesState } from "./rules.ts";
 
 /** Options and the members of BlockLimitsInfo that show them. */
 const LIMITS = [
@@ -114,16 +115,23 @@ export class BlkdebugNode extends FilterNode {
   }
 
   override describe(): NodeDescription {
-    const { config = "", ...others } = this.context.options as BlkdebugOptions;
-    const { "take-child-perms": _, "unshare-child-perms": __, ...strong } = others;
-    const { exactFilename } = this.child.describe();
+    const options = this.context.options as BlkdebugOptions;
     const limits: Record<string, number> = {};
     for (const [option, limit] of LIMITS) {
-      if (others[option]) limits[limit] = others[option];
+      if (options[option]) limits[limit] = options[option];
     }
-    // A configuration file and an image are all that one name can tell.
-    if (exactFilename === undefined || Object.keys(strong).length > 0) return { limits };
-    return { limits, exactFilename: `blkdebug:${config}:${exactFilename}` };
+    return { limits };
+  }
+
+  /** Only what all nodes have in common may change. */
+  async reopen(context: OpenContext): Promise<ReopenedNode> {
+    const before = this.context;
+    this.use(context);
+    return { commit: () => {}, undo: () => this.use(before) };
+  }
+
+  handOver(): RulesState {
+    return this.#rules.save();
   }
 
   /** 0 or -errno, after the delay that the rules want. */

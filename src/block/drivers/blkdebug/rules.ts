@@ -111,6 +111,15 @@ export interface Fault {
   readonly delayNs: number;
 }
 
+/** Structured-cloneable. */
+export interface RulesState {
+  /** Without those that were for once. */
+  readonly injectErrors: InjectError[];
+  readonly state: number;
+  /** Some of these. */
+  readonly armed: InjectError[];
+}
+
 const NO_SECTOR = -1;
 const INITIAL_STATE = 1;
 
@@ -123,6 +132,17 @@ export class Rules {
   constructor(injectErrors: readonly InjectError[], setStates: readonly SetState[]) {
     this.#injectErrors = [...injectErrors];
     this.#setStates = setStates;
+  }
+
+  /** What has happened so far, for restore(). */
+  save(): RulesState {
+    return { injectErrors: this.#injectErrors, state: this.#state, armed: this.#armed };
+  }
+
+  restore({ injectErrors, state, armed }: RulesState): void {
+    this.#injectErrors = injectErrors;
+    this.#state = state;
+    this.#armed = armed;
   }
 
   /** Errors of this event take the place of all that were armed; then the state changes. */

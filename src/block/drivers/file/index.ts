@@ -41,8 +41,8 @@ function fileDriver(name: FileDriver): BlockDriver {
         "How requests reach the host (default: threads)",
       ),
       "aio-max-batch": optional(int, "Requests per batch, 0 for the default (default: 0)"),
-      // Of live migration, which a storage daemon has no part in.
       "drop-cache": optional(bool, "Drop the host's page cache on migration (default: true)"),
+      // Of tests of live migration.
       "x-check-cache-dropped": optional(bool, "Check that it was dropped (default: false)", [
         "unstable",
       ]),

@@ -2,7 +2,7 @@
  * A host file or block device as a node: reads and writes map straight to it. Thread: iothread.
  * Spec: QEMU block/file-posix.c; lseek(2) SEEK_DATA, SEEK_HOLE
  */
-import { F_DUPFD_CLOEXEC, SEEK_DATA, SEEK_HOLE } from "../../../abi/linux.ts";
+import { F_DUPFD_CLOEXEC, POSIX_FADV_DONTNEED, SEEK_DATA, SEEK_HOLE } from "../../../abi/linux.ts";
 import type { Reactor } from "../../../io/reactor.ts";
 import type { NodeDescription } from "../../../iothread/messages.ts";
 import { EFBIG, EIO, ENXIO, strerror } from "../../../runtime/errno.ts";
@@ -393,6 +393,17 @@ export class FileNode implements BlockNode {
     this.bytes = nodeBytes(bytes);
     // Beyond there are holes, should it grow again.
     this.#known.cut(bytes, Infinity);
+  }
+
+  async invalidate(): Promise<void> {
+    const { "drop-cache": dropCache = true } = this.#context.options;
+    if (dropCache === false || this.#context.cacheDirect) return;
+    const { sys } = this.#reactor.linux;
+    const args = [this.#fd, 0, 0, POSIX_FADV_DONTNEED];
+    const result = await this.#reactor.op((engine, token) =>
+      engine.call(sys.fadvise64, args, token),
+    );
+    if (result < 0) throw hostError("fadvise failed", result);
   }
 
   refreshLength(): void {

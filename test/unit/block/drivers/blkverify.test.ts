@@ -67,6 +67,21 @@ describe("blkverify", () => {
     expect(said.length).toBe(1);
   });
 
+  test("lets go on at once what waits in either when it is drained", async () => {
+    const { node, raw, test: image } = await open();
+    const done: string[] = [];
+    for (const [name, child] of Object.entries({ raw, image })) {
+      Object.assign(child, {
+        drainBegin: () => done.push(`${name} begins`),
+        drainEnd: () => done.push(`${name} ends`),
+      });
+    }
+    node.drainBegin!();
+    expect(done.sort()).toEqual(["image begins", "raw begins"]);
+    node.drainEnd!();
+    expect(done.slice(2).sort()).toEqual(["image ends", "raw ends"]);
+  });
+
   test("flushes only the node under test", async () => {
     const { node, raw, test: image } = await open();
     expect(await runOn(reactor, () => node.flush())).toBe(0);

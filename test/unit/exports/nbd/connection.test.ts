@@ -168,6 +168,24 @@ for (const engine of ENGINES) {
       });
     }
 
+    test("keeps few commands in hand while half of all requests are in use", async () => {
+      const node = new FakeNode(rig.reactor, MiB);
+      node.hold();
+      rig.serve(node);
+      const { requests } = rig.reactor;
+      const owner = { onRequestDone: () => {} };
+      const taken: number[] = [];
+      while (requests.inUse <= requests.capacity / 2) taken.push(requests.allocate(owner));
+      const peer = rig.peer("structured");
+      for (let i = 0; i < 1000; i++) peer.request(NBD_CMD_TRIM, 0, 512);
+      await rig.until(() => node.waitingCount > 0);
+      await rig.settle();
+      expect(node.waitingCount).toBe(16);
+      for (const slot of taken) requests.free(slot);
+      node.go();
+      await rig.until(() => peer.pending === 0);
+    });
+
     test("keeps 128 commands at most in hand and serves all of a flood", async () => {
       const node = new FakeNode(rig.reactor, MiB);
       node.hold();

@@ -97,13 +97,30 @@ describe("blkdebug", () => {
     expect(reactor.nowNs() - began).toBeGreaterThanOrEqual(20_000_000);
   });
 
+  test("does not inject again after a move what was for once", async () => {
+    const options = { "inject-error": [{ event: "none", errno: 28, once: true }] };
+    const { node } = await open(options);
+    const early = structuredClone(node.handOver!());
+    expect(await runOn(reactor, () => node.flush())).toBe(-28);
+    const late = structuredClone(node.handOver!());
+    for (const [handedOver, results] of [
+      [early, [-28, 0]],
+      [late, [0, 0]],
+    ] as const) {
+      const children = { image: new FakeNode(reactor, KiB64) };
+      const moved = await blkdebug.open(openContext(reactor, { options, children, handedOver }));
+      const first = await runOn(reactor, () => moved.flush());
+      expect([first, await runOn(reactor, () => moved.flush())]).toEqual([...results]);
+    }
+  });
+
   test("takes its alignment and transfer limit", async () => {
     const { node } = await open({ align: 4096, "max-transfer": 65_536 });
     expect(node.limits.requestAlignment).toBe(4096);
     expect(node.limits.transferBytesMax).toBe(65_536);
   });
 
-  test.each([
+  const refused: [Record<string, unknown>, string][] = [
     [{ align: 3 }, "Cannot meet constraints with align 3"],
     [{ align: -1 }, "Value '-1' is out of range for parameter 'align'"],
     // What is read and written in its place would not fit its buffer.
@@ -118,9 +135,12 @@ describe("blkdebug", () => {
     [{ align: 512, "opt-discard": 100 }, "Cannot meet constraints with opt-discard 100"],
     [{ align: 512, "max-discard": 100 }, "Cannot meet constraints with max-discard 100"],
     [{ config: "/nowhere/rules" }, "Could not open '/nowhere/rules': No such file or directory"],
-  ])("refuses %j", async (options, message) => {
-    await expect(open(options)).rejects.toThrow(message);
-  });
+  ];
+  for (const [options, message] of refused) {
+    test(`refuses ${JSON.stringify(options)}`, async () => {
+      await expect(open(options)).rejects.toThrow(message);
+    });
+  }
 
   test("childPermissions() takes and forbids what it is told to", () => {
     const options = { "take-child-perms": ["write"], "unshare-child-perms": ["resize"] };

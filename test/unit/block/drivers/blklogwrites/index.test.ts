@@ -182,7 +182,7 @@ describe("blklogwrites", () => {
     change(bytes);
     return bytes;
   };
-  test.each([
+  const damaged: [string, Buffer, string][] = [
     ["magic", superblock((bytes) => bytes.fill(0, 0, 8)), "Invalid log superblock magic"],
     ["version", superblock((bytes) => bytes.fill(9, 8, 9)), "Unsupported log version 9"],
     ["sector size", superblock((bytes) => bytes.fill(0, 24, 28)), "Invalid log sector size 0"],
@@ -195,20 +195,26 @@ describe("blklogwrites", () => {
       }),
       "Invalid flags 0x10 in log entry 0",
     ],
-  ])("refuses a log with a wrong %s", async (_what, bytes, message) => {
-    writeFileSync(path, bytes);
-    truncateSync(path, bytes.length);
-    await expect(open({ "log-append": true })).rejects.toThrow(message);
-  });
+  ];
+  for (const [what, bytes, message] of damaged) {
+    test(`refuses a log with a wrong ${what}`, async () => {
+      writeFileSync(path, bytes);
+      truncateSync(path, bytes.length);
+      await expect(open({ "log-append": true })).rejects.toThrow(message);
+    });
+  }
 
-  test.each([
+  const refused: [Record<string, unknown>, string][] = [
     [{ "log-append": true, "log-sector-size": 512 }, "mutually exclusive"],
     [{ "log-sector-size": 3 }, "Invalid log sector size 3"],
     [{ "log-sector-size": 2 * ALIGNMENT_MAX }, "Invalid log sector size 524288"],
     [{ "log-sector-size": 2 ** 24 }, "Invalid log sector size 16777216"],
     [{ "log-super-update-interval": 0 }, "Invalid log superblock update interval 0"],
-  ])("refuses %j", async (options, message) => {
-    writeFileSync(path, "");
-    await expect(open(options)).rejects.toThrow(message);
-  });
+  ];
+  for (const [options, message] of refused) {
+    test(`refuses ${JSON.stringify(options)}`, async () => {
+      writeFileSync(path, "");
+      await expect(open(options)).rejects.toThrow(message);
+    });
+  }
 });

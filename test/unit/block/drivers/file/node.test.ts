@@ -17,7 +17,14 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { dirname, join } from "node:path";
-import { F_GETFL, F_UNLCK, F_WRLCK, O_ACCMODE, O_RDWR } from "../../../../../src/abi/linux.ts";
+import {
+  F_GETFL,
+  F_UNLCK,
+  F_WRLCK,
+  O_ACCMODE,
+  O_RDWR,
+  POSIX_FADV_DONTNEED,
+} from "../../../../../src/abi/linux.ts";
 import type { OpenContext } from "../../../../../src/block/driver.ts";
 import { file } from "../../../../../src/block/drivers/file/index.ts";
 import {
@@ -120,6 +127,27 @@ for (const { engine, directory } of places) {
       await run(() => moved.close());
       const contents = [path, `${path}.old`].map((name) => readFileSync(name, "utf8"));
       expect(contents).toEqual(["another one", "new"]);
+    });
+
+    test("makes the host forget what it has in memory of a file that others change", async () => {
+      const path = image("x");
+      const cases: [Partial<OpenContext>, unknown[][]][] = [
+        [{}, [[reactor.linux.sys.fadvise64, 0, 0, POSIX_FADV_DONTNEED]]],
+        [{ options: { filename: path, "drop-cache": false } }, []],
+      ];
+      for (const [some, calls] of cases) {
+        const node = await open(path, some);
+        const called: unknown[][] = [];
+        const { call } = reactor.engine;
+        reactor.engine.call = (number, [_fd, ...args], token) => {
+          called.push([number, ...args]);
+          call.call(reactor.engine, number, [_fd!, ...args], token);
+        };
+        await run(() => node.invalidate!());
+        reactor.engine.call = call;
+        expect(called).toEqual(calls);
+        await run(() => node.close());
+      }
     });
 
     test("maps reads, writes and flushes to the file itself", async () => {
