@@ -2,7 +2,16 @@
  * Opens socket devices: listens, or connects. Thread: main.
  * Spec: QEMU chardev/char-socket.c qmp_chardev_validate_socket(), util/qemu-sockets.c
  */
-import { AF_UNIX, AF_VSOCK, SO_TYPE, SOCK_STREAM, SOL_SOCKET } from "../abi/linux-socket.ts";
+import {
+  AF_UNIX,
+  AF_VSOCK,
+  SO_TYPE,
+  SOCK_NONBLOCK,
+  SOCK_STREAM,
+  SOL_SOCKET,
+} from "../abi/linux-socket.ts";
+import { type Listener as Opened, openListeners, removeFile } from "../io/listen.ts";
+import { type ListenPlan, planListen } from "../io/listen-plan.ts";
 import type { ListenAddress } from "../iothread/messages.ts";
 import type { ChardevBackend } from "../qapi/chardev.ts";
 import { flattenAddress, type SocketAddress as Wire } from "../qapi/sockets.ts";
@@ -12,7 +21,6 @@ import type { Linux } from "../runtime/linux.ts";
 import type { SocketName } from "../runtime/sockaddr.ts";
 import { OutportError } from "../util/error.ts";
 import type { Log } from "../util/log.ts";
-import type { AddressPlan } from "./address.ts";
 import type { Chardev } from "./chardev.ts";
 import { ClientChardev, ServerChardev } from "./socket.ts";
 
@@ -21,16 +29,18 @@ type SocketOptions = Extract<ChardevBackend, { type: "socket" }>["data"];
 export interface SocketParts {
   readonly driver: { readonly sockets: Sockets };
   readonly linux: Linux;
-  readonly plan: (address: Wire, fdNumbers: boolean) => Promise<AddressPlan>;
   /** Descriptors may be named by number, as they may on the command line only. */
   readonly fdNumbers: boolean;
   readonly log: Log;
 }
 
-/** As long as the kernel lets it be. */
-const BACKLOG = 4096;
-/** Of QSD's sockets; asking for one is an error, turning it off is not. */
-const UNSUPPORTED = ["telnet", "tn3270", "websocket", "tls-creds"] as const;
+/** What a server accepts on. */
+interface Bound {
+  readonly listeners: readonly Listener[];
+  /** Of an inet address; 0 otherwise. */
+  readonly port: number;
+  readonly removeFiles: () => void;
+}
 
 /** Throws an OutportError in QSD's words. */
 export async function openSocket(
@@ -41,29 +51,38 @@ export async function openSocket(
   const { server = true, wait = false } = options;
   validate(options, server);
   const address = flattenAddress(options.addr);
-  const plan = await parts.plan(address, parts.fdNumbers);
+  const plan = await planListen(address, parts.driver.sockets.resolve, parts.fdNumbers);
   if (!server) return openClient(id, address, plan, options, parts);
-  const listeners = await listen(plan, parts);
-  const port = listeners[0]?.port;
-  const shown = address.type === "inet" && port !== undefined ? `${port}` : undefined;
-  const bound = shown === undefined ? address : ({ ...address, port: shown } as Wire);
-  const chardev = new ServerChardev(id, bound, listeners, wait);
+  const bound = await listen(plan, parts);
+  // The kernel may have chosen the port.
+  const shown = address.type === "inet" ? { ...address, port: `${bound.port}` } : address;
+  const chardev = new ServerChardev(id, { ...bound, address: shown, wait });
   if (wait) parts.log("warn", `waiting for connection on: ${chardev.filename}`);
   return chardev;
 }
 
 function validate(options: SocketOptions, server: boolean): void {
-  const { "reconnect-ms": reconnectMs = 0, "tls-authz": tlsAuthz, "tls-creds": tlsCreds } = options;
-  if (server && reconnectMs !== 0) {
-    throw invalid("'reconnect-ms' option is incompatible with socket in server listen mode");
-  }
-  if (!server && options.wait !== undefined) {
-    throw invalid("'wait' option is incompatible with socket in client connect mode");
+  const { "reconnect-ms": reconnectMs, "tls-authz": tlsAuthz, "tls-creds": tlsCreds } = options;
+  refuse(options, "tls-creds");
+  if (options.addr.type === "fd" && reconnectMs !== undefined) {
+    throw invalid("'reconnect-ms' option is incompatible with 'fd' address type");
   }
   if (tlsAuthz !== undefined && tlsCreds === undefined) {
     throw invalid("'tls_authz' option requires 'tls_creds' option");
   }
-  for (const name of UNSUPPORTED) {
+  if (server && (reconnectMs ?? 0) !== 0) {
+    throw invalid("'reconnect-ms' option is incompatible with socket in server listen mode");
+  }
+  if (!server && options.websocket === true) throw invalid("Websocket client is not implemented");
+  if (!server && options.wait !== undefined) {
+    throw invalid("'wait' option is incompatible with socket in client connect mode");
+  }
+  refuse(options, "telnet", "tn3270", "websocket");
+}
+
+/** Of QSD's sockets; asking for one is an error, turning it off is not. */
+function refuse(options: SocketOptions, ...names: (keyof SocketOptions)[]): void {
+  for (const name of names) {
     if (options[name] !== undefined && options[name] !== false) {
       throw new OutportError("unsupported", `'${name}' is not supported`);
     }
@@ -73,7 +92,7 @@ function validate(options: SocketOptions, server: boolean): void {
 async function openClient(
   id: string,
   address: Wire,
-  plan: AddressPlan,
+  plan: ListenPlan,
   options: SocketOptions,
   parts: SocketParts,
 ): Promise<Chardev> {
@@ -91,91 +110,65 @@ async function openClient(
 }
 
 /** On every address of the first choice that can be listened on. */
-async function listen(plan: AddressPlan, parts: SocketParts): Promise<Listener[]> {
-  const { linux } = parts;
-  let reason: unknown;
-  for (const choice of plan.choices) {
-    const listeners: Listener[] = [];
-    for (const address of choice) {
-      try {
-        const target = runtimeAddress(address, linux, (fd, name) => {
-          const bound = linux.bind(fd, name);
-          return bound < 0 ? bound : linux.listen(fd, BACKLOG);
-        });
-        listeners.push(await parts.driver.sockets.listen(target));
-      } catch (error) {
-        reason ??= error;
-      }
+async function listen({ choices }: ListenPlan, { driver, linux }: SocketParts): Promise<Bound> {
+  let failure: unknown;
+  for (const addresses of choices) {
+    let opened: Opened[];
+    try {
+      opened = openListeners(linux, addresses);
+    } catch (error) {
+      failure = error;
+      continue;
     }
-    if (listeners.length > 0) return listeners;
+    const listeners: Listener[] = [];
+    for (const { fd } of opened) listeners.push(await driver.sockets.listen({ type: "fd", fd }));
+    const removeFiles = (): void => {
+      for (const one of opened) removeFile(linux, one);
+    };
+    return { listeners, port: opened[0]?.port ?? 0, removeFiles };
   }
-  const [first] = plan.choices[0] ?? [];
-  const where = first?.type === "unix" ? ` to ${plan.label}` : "";
-  throw failure(reason, plan.label, `Failed to bind socket${where}`);
+  throw failure;
 }
 
-async function connect(plan: AddressPlan, noDelay: boolean, parts: SocketParts): Promise<Stream> {
+async function connect(plan: ListenPlan, noDelay: boolean, parts: SocketParts): Promise<Stream> {
   const { linux } = parts;
   let reason: unknown;
   for (const address of plan.choices[0] ?? []) {
     try {
-      const target = runtimeAddress(address, linux, (fd, name) => linux.connect(fd, name));
-      return await parts.driver.sockets.connect(target, { noDelay });
+      return await parts.driver.sockets.connect(runtimeAddress(address, linux), { noDelay });
     } catch (error) {
       reason = error;
     }
   }
-  throw failure(reason, plan.label, `Failed to connect to '${plan.label}'`);
+  if (reason instanceof OutportError) throw reason;
+  const message = `Failed to connect to '${plan.label}': ${reasonOf(reason)}`;
+  throw new OutportError("io", message, { cause: reason });
 }
 
-/** Addresses that only the kernel knows: the runtime gets a socket that is ready. */
-function runtimeAddress(
-  address: ListenAddress,
-  linux: Linux,
-  prepare: (fd: number, name: SocketName) => number,
-): SocketAddress {
+/** Addresses that only the kernel knows: the runtime gets a socket that is connected. */
+function runtimeAddress(address: ListenAddress, linux: Linux): SocketAddress {
   switch (address.type) {
     case "unix":
       if (!address.path.startsWith("\0")) return address;
-      return { type: "fd", fd: openRaw(AF_UNIX, address, linux, prepare) };
+      // It must not wait, as the kernel does for one whose backlog is full.
+      return { type: "fd", fd: connectRaw(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, address, linux) };
     case "inet":
       return { type: "inet", host: address.address, port: address.port };
     case "vsock":
-      return { type: "fd", fd: openRaw(AF_VSOCK, address, linux, prepare) };
+      return { type: "fd", fd: connectRaw(AF_VSOCK, SOCK_STREAM, address, linux) };
     case "fd":
       if (linux.getsockopt(address.fd, SOL_SOCKET, SO_TYPE) >= 0) return address;
       throw invalid(`File descriptor '${address.fd}' is not a socket`);
   }
 }
 
-function openRaw(
-  family: number,
-  name: SocketName,
-  linux: Linux,
-  prepare: (fd: number, name: SocketName) => number,
-): number {
-  const fd = linux.socket(family, SOCK_STREAM);
-  if (fd < 0) throw systemError(fd);
-  const result = prepare(fd, name);
+function connectRaw(family: number, type: number, name: SocketName, linux: Linux): number {
+  const fd = linux.socket(family, type);
+  if (fd < 0) throw new Error(strerror(fd));
+  const result = linux.connect(fd, name);
   if (result >= 0) return fd;
   linux.close(fd);
-  throw systemError(result);
-}
-
-function systemError(result: number): Error {
-  return new Error(strerror(-result));
-}
-
-/** What the runtime says, in the system's words. */
-function failure(error: unknown, label: string, what: string): OutportError {
-  if (error instanceof OutportError) return error;
-  const code = String((error as { code?: unknown }).code);
-  // The resolver's own codes are no errno.
-  if (["ENOTFOUND", "EAI_AGAIN", "EAI_NONAME", "EAI_NODATA"].includes(code)) {
-    const message = `address resolution failed for ${label}: Name or service not known`;
-    return new OutportError("not-found", message, { cause: error });
-  }
-  return new OutportError("io", `${what}: ${reasonOf(error)}`, { cause: error });
+  throw new Error(strerror(result));
 }
 
 function invalid(message: string): OutportError {

@@ -3,6 +3,7 @@
 import { commandLines } from "./command-lines.ts";
 import { blockScenes } from "./scenes/block.ts";
 import { checkScenes } from "./scenes/checks.ts";
+import { exploredScenes } from "./scenes/explored.ts";
 import { exportScenes } from "./scenes/exports.ts";
 import { monitorScenes } from "./scenes/monitor.ts";
 import { objectScenes } from "./scenes/objects.ts";
@@ -14,5 +15,6 @@ export const scenes: readonly Scene[] = [
   ...blockScenes,
   ...exportScenes,
   ...objectScenes,
+  ...exploredScenes,
 ];
 export { commandLines };

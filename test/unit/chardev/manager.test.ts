@@ -1,10 +1,10 @@
 /** Chardevs with fake sockets: who is served, who waits, what is refused. Words of QSD 11.1. */
 import { describe, expect, test } from "bun:test";
-import type { AddressPlan } from "../../../src/chardev/address.ts";
 import type { Frontend } from "../../../src/chardev/chardev.ts";
 import { Chardevs } from "../../../src/chardev/manager.ts";
 import type { ChardevBackend } from "../../../src/qapi/chardev.ts";
 import type { Listener, RuntimeDriver } from "../../../src/runtime/driver.ts";
+import { EACCES, ENOENT, ENOTSOCK } from "../../../src/runtime/errno.ts";
 import type { Linux } from "../../../src/runtime/linux.ts";
 import { FakeStream } from "../../support/stream.ts";
 
@@ -31,7 +31,12 @@ class FakeFrontend implements Frontend {
 }
 
 function setUp() {
-  const state = { closed: 0, failure: undefined as unknown, connected: [] as FakeStream[] };
+  const state = {
+    closed: 0,
+    bindResult: 0,
+    connectFailure: undefined as unknown,
+    connected: [] as FakeStream[],
+  };
   const listener: Listener = {
     port: undefined,
     onConnection: () => {},
@@ -43,12 +48,10 @@ function setUp() {
   const log: string[] = [];
   const driver = {
     sockets: {
-      listen: async () => {
-        if (state.failure !== undefined) throw state.failure;
-        return listener;
-      },
+      listen: async () => listener,
+      resolve: () => Promise.reject(new Error("no such host")),
       connect: async () => {
-        if (state.failure !== undefined) throw state.failure;
+        if (state.connectFailure !== undefined) throw state.connectFailure;
         const stream = new FakeStream();
         state.connected.push(stream);
         return stream;
@@ -56,18 +59,17 @@ function setUp() {
     },
     process: { stdin: () => stdin },
   } as unknown as RuntimeDriver;
-  const linux = { getsockopt: () => -88 } as unknown as Linux;
-  const plan = async (address: { type: string; path?: string; str?: string }) => {
-    const choice =
-      address.type === "fd"
-        ? ({ type: "fd", fd: Number(address.str) } as const)
-        : ({ type: "unix", path: address.path ?? "" } as const);
-    return { label: address.path ?? "label", choices: [[choice]] } satisfies AddressPlan;
-  };
+  const linux = {
+    socket: () => 9,
+    stat: () => -ENOENT,
+    bind: () => state.bindResult,
+    listen: () => 0,
+    getsockopt: () => -ENOTSOCK,
+    close: () => 0,
+  } as unknown as Linux;
   const chardevs = new Chardevs({
     driver,
     linux,
-    plan: plan as never,
     background: false,
     log: (_, text) => log.push(text),
   });
@@ -191,14 +193,14 @@ describe("Chardevs", () => {
   test("connect again after a connection is lost, and complain once", async () => {
     const { chardevs, add, state, log } = setUp();
     const frontend = new FakeFrontend();
-    state.failure = Object.assign(new Error("connect"), { code: "ECONNREFUSED" });
+    state.connectFailure = Object.assign(new Error("connect"), { code: "ECONNREFUSED" });
     await add("c", socket({ server: false, "reconnect-ms": 1 }));
     chardevs.get("c").attach(frontend);
     await turn();
     const reason = "Failed to connect to '/x': Connection refused";
     expect(log).toEqual([`Unable to connect character device c: ${reason}`]);
     expect(chardevs.query()[0]?.filename).toBe("disconnected:unix:/x");
-    state.failure = undefined;
+    state.connectFailure = undefined;
     await turn();
     expect(state.connected).toHaveLength(1);
     expect(chardevs.query()).toEqual([{ "frontend-open": true, filename: "unix:/x", label: "c" }]);
@@ -210,6 +212,17 @@ describe("Chardevs", () => {
     state.connected[1]?.onClose();
     await turn();
     expect(state.connected).toHaveLength(2);
+  });
+
+  test("do not try again at once when they are told to wait for months", async () => {
+    const { chardevs, add, state, log } = setUp();
+    state.connectFailure = new Error("connect");
+    await add("c", socket({ server: false, "reconnect-ms": Number.MAX_SAFE_INTEGER }));
+    await turn();
+    state.connectFailure = undefined;
+    await turn();
+    expect([log.length, state.connected.length]).toEqual([1, 0]);
+    chardevs.closeAll();
   });
 
   test("are removed and changed when nobody uses them", async () => {
@@ -225,7 +238,7 @@ describe("Chardevs", () => {
     await chardevs.change("c", nothing);
     expect([stream.ended, state.closed]).toEqual([true, 1]);
     expect(chardevs.query()).toEqual([{ "frontend-open": false, filename: "null", label: "c" }]);
-    state.failure = Object.assign(new Error("listen"), { code: "EACCES" });
+    state.bindResult = -EACCES;
     await expect(chardevs.change("c", socket())).rejects.toThrow(
       "Failed to add chardev 'c': Failed to bind socket to /x: Permission denied",
     );
@@ -250,7 +263,10 @@ describe("Chardevs", () => {
       ],
       [socket({ "tls-authz": "a" }), "'tls_authz' option requires 'tls_creds' option"],
       [socket({ telnet: true }), "'telnet' is not supported"],
-      [socket({ addr: { type: "fd", data: { str: "9" } } }), "File descriptor '9' is not a socket"],
+      [
+        socket({ addr: { type: "inet", data: { host: "no-such-host", port: "1" } } }),
+        "address resolution failed for no-such-host:1: Name or service not known",
+      ],
     ];
     for (const [backend, message] of cases) {
       await expect(add("a", backend)).rejects.toThrow(message);
@@ -258,6 +274,11 @@ describe("Chardevs", () => {
         `Failed to add chardev 'a': ${message}`,
       );
     }
+    const byNumber = socket({ addr: { type: "fd", data: { str: "9" } } });
+    await expect(add("a", byNumber)).rejects.toThrow("File descriptor '9' is not a socket");
+    await expect(chardevs.add("a", byNumber, "monitor")).rejects.toThrow(
+      "only QEMU supports file descriptor passing",
+    );
     await add("a", { type: "stdio", data: {} });
     await expect(add("b", { type: "stdio", data: {} })).rejects.toThrow(
       "cannot use stdio by multiple character devices",
@@ -272,11 +293,7 @@ describe("Chardevs", () => {
     expect(() => chardevs.get("a").attach(new FakeFrontend())).toThrow(
       "chardev 'a' is already in use",
     );
-    state.failure = Object.assign(new Error("lookup"), { code: "ENOTFOUND" });
-    await expect(add("d", socket())).rejects.toThrow(
-      "address resolution failed for /x: Name or service not known",
-    );
-    state.failure = Object.assign(new Error("connect"), { code: "ECONNREFUSED" });
+    state.connectFailure = Object.assign(new Error("connect"), { code: "ECONNREFUSED" });
     await expect(add("d", socket({ server: false }))).rejects.toThrow(
       "Failed to connect to '/x': Connection refused",
     );
