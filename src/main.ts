@@ -166,8 +166,11 @@ class Daemon {
   /** The events of the exports precede the reply, and the reply precedes the end. */
   async #quit(): Promise<void> {
     this.#parts.dispatcher.close();
-    await this.#parts.exports.closeAll();
-    setTimeout(() => void this.shutDown(0, "told to quit"), 0);
+    try {
+      await this.#parts.exports.closeAll();
+    } finally {
+      setTimeout(() => void this.shutDown(0, "told to quit"), 0);
+    }
   }
 
   /** Deleting it has to wait for its turn, as every command. */

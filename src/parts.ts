@@ -10,7 +10,6 @@ import { WriteThresholds } from "./block/write-thresholds.ts";
 import { Chardevs } from "./chardev/manager.ts";
 import { exportTypes } from "./exports/index.ts";
 import { ExportManager } from "./exports/manager.ts";
-import { planListen } from "./exports/nbd/address.ts";
 import { NbdServer } from "./exports/nbd/index.ts";
 import { IothreadPool } from "./iothread/pool.ts";
 import { chardevObjects, chardevTypes } from "./objects/chardevs.ts";
@@ -113,7 +112,6 @@ function makeObjects(parts: Unfinished, options: PartsOptions): void {
   const chardevs = new Chardevs({
     driver,
     linux,
-    plan: (address, fdNumbers) => planListen(address, driver.sockets.resolve, fdNumbers),
     background,
     log: logger.for("chardev"),
   });

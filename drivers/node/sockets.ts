@@ -1,6 +1,5 @@
 /** Stream sockets of the control plane by node:net, the same on both runtimes. Thread: main. */
 import { lookup } from "node:dns/promises";
-import { lstatSync, unlinkSync } from "node:fs";
 import { connect, createServer, type ListenOptions, type Server, type Socket } from "node:net";
 import type { Listener, SocketAddress, Sockets } from "../../src/runtime/driver.ts";
 import { SocketStream } from "./streams.ts";
@@ -34,21 +33,7 @@ export function makeSockets(adopt: (fd: number) => Socket): Sockets {
   };
 }
 
-/** A listening server. A unix socket file that nobody listens on any more is replaced. */
-export async function listenOn(
-  address: SocketAddress,
-  onConnection: (socket: Socket) => void,
-): Promise<Server> {
-  try {
-    return await listening(address, onConnection);
-  } catch (error) {
-    if (!(await isStale(address, error))) throw error;
-    unlinkSync((address as { path: string }).path);
-    return listening(address, onConnection);
-  }
-}
-
-function listening(
+export function listenOn(
   address: SocketAddress,
   onConnection: (socket: Socket) => void,
 ): Promise<Server> {
@@ -91,17 +76,4 @@ function connected(address: NamedAddress): Promise<Socket> {
       resolve(socket);
     });
   });
-}
-
-/** Listening failed because of a socket file that a process left behind. */
-async function isStale(address: SocketAddress, error: unknown): Promise<boolean> {
-  if (address.type !== "unix" || address.path.startsWith("\0")) return false;
-  if ((error as { code?: unknown }).code !== "EADDRINUSE") return false;
-  if (!lstatSync(address.path).isSocket()) return false;
-  try {
-    (await connected(address)).destroy();
-    return false;
-  } catch (refusal) {
-    return (refusal as { code?: unknown }).code === "ECONNREFUSED";
-  }
 }

@@ -19,7 +19,7 @@ import type { Listener, SocketAddress, Sockets, Stream } from "../runtime/driver
 import { reasonOf, strerror } from "../runtime/errno.ts";
 import type { Linux } from "../runtime/linux.ts";
 import type { SocketName } from "../runtime/sockaddr.ts";
-import { OutportError } from "../util/error.ts";
+import { invalid, OutportError } from "../util/error.ts";
 import type { Log } from "../util/log.ts";
 import type { Chardev } from "./chardev.ts";
 import { ClientChardev, ServerChardev } from "./socket.ts";
@@ -169,8 +169,4 @@ function connectRaw(family: number, type: number, name: SocketName, linux: Linux
   if (result >= 0) return fd;
   linux.close(fd);
   throw new Error(strerror(result));
-}
-
-function invalid(message: string): OutportError {
-  return new OutportError("invalid", message);
 }

@@ -5,11 +5,12 @@
  */
 import type { SocketAddress as Wire } from "../qapi/sockets.ts";
 import type { Listener, Stream } from "../runtime/driver.ts";
-import { filenameOf } from "./address.ts";
 import { Chardev } from "./chardev.ts";
 
 /** Clients that wait for a server; more are turned away. */
 const WAITING_CLIENTS_MAX = 256;
+/** Longest time that a timer takes; one beyond fires at once. */
+const TIMER_MS_MAX = 2 ** 31 - 1;
 
 export abstract class SocketChardev extends Chardev {
   readonly address: Wire;
@@ -30,35 +31,60 @@ export abstract class SocketChardev extends Chardev {
   }
 }
 
+/** As options have it; `listening` adds what servers have. */
+function filenameOf(address: Wire, listening: boolean): string {
+  const server = listening ? ",server=on" : "";
+  switch (address.type) {
+    case "inet":
+      return `tcp:${address.host}:${address.port}${server}`;
+    case "unix": {
+      const tight = address.tight === false ? "" : ",tight=on";
+      const abstract = address.abstract === true ? `,abstract=on${tight}` : "";
+      return `unix:${address.path}${abstract}${server}`;
+    }
+    case "fd":
+      return `fd:${address.str}${server}`;
+    case "vsock":
+      return `vsock:${address.cid}:${address.port}`;
+  }
+}
+
+export interface ServerParts {
+  /** What it listens on. */
+  readonly address: Wire;
+  /** Its own from now on. */
+  readonly listeners: readonly Listener[];
+  /** Those that the listeners have in the file system. */
+  readonly removeFiles: () => void;
+  /** It is ready when its first client is there. */
+  readonly wait: boolean;
+}
+
 export class ServerChardev extends SocketChardev {
-  readonly #listeners: readonly Listener[];
+  readonly #parts: ServerParts;
   #waiting: Stream[] = [];
   #onFirstClient: () => void = () => {};
   readonly #firstClient: Promise<void>;
 
-  readonly #wait: boolean;
-
-  /**
-   * The listeners are its own from now on, `address` is what they listen on. `wait`: it is ready
-   * when its first client is there.
-   */
-  constructor(id: string, address: Wire, listeners: readonly Listener[], wait: boolean) {
-    super(id, address, true);
-    this.#listeners = listeners;
-    this.#wait = wait;
+  constructor(id: string, parts: ServerParts) {
+    super(id, parts.address, true);
+    this.#parts = parts;
     this.#firstClient = new Promise((resolve) => {
       this.#onFirstClient = resolve;
     });
-    for (const listener of listeners) listener.onConnection = (stream) => this.#accept(stream);
+    for (const listener of parts.listeners)
+      listener.onConnection = (stream) => this.#accept(stream);
   }
 
   /** Also when the device is closed before anybody came. */
   override async ready(): Promise<void> {
-    if (this.#wait) await this.#firstClient;
+    if (this.#parts.wait) await this.#firstClient;
   }
 
   protected closeBackend(): void {
-    for (const listener of this.#listeners) listener.close();
+    const { listeners, removeFiles } = this.#parts;
+    for (const listener of listeners) listener.close();
+    removeFiles();
     for (const stream of this.#waiting) stream.destroy();
     this.#waiting = [];
     this.stream?.end();
@@ -102,6 +128,7 @@ export class ClientChardev extends SocketChardev {
   readonly #parts: ClientParts;
   #failed = false;
   #closed = false;
+  #timer: ReturnType<typeof setTimeout> | undefined;
 
   constructor(id: string, parts: ClientParts) {
     super(id, parts.address, false);
@@ -116,6 +143,7 @@ export class ClientChardev extends SocketChardev {
 
   protected closeBackend(): void {
     this.#closed = true;
+    clearTimeout(this.#timer);
     this.stream?.end();
   }
 
@@ -145,6 +173,7 @@ export class ClientChardev extends SocketChardev {
   #tryLater(): void {
     const { reconnectMs } = this.#parts;
     if (this.#closed || reconnectMs === 0) return;
-    setTimeout(() => void this.#tryConnect(), reconnectMs);
+    const ms = Math.min(reconnectMs, TIMER_MS_MAX);
+    this.#timer = setTimeout(() => void this.#tryConnect(), ms);
   }
 }

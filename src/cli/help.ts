@@ -39,6 +39,14 @@ Export disk images, as QEMU's storage daemon does
                          export the specified block node over NBD
                          (requires --nbd-server)
 
+  --export [type=]vhost-user-blk,id=<id>,node-name=<node-name>,
+           addr.type=unix,addr.path=<path>|addr.type=fd,addr.str=<fd>
+           [,writable=on|off][,writethrough=on|off]
+           [,logical-block-size=<bytes>][,num-queues=<n>][,serial=<text>]
+           [,iothread=<id>][,fixed-iothread=on|off]
+                         export the specified block node as a virtio block
+                         device for virtual machines
+
   --monitor [chardev=]name[,mode=control][,pretty[=on|off]]
                          configure a QMP monitor
 

@@ -33,6 +33,8 @@ export interface BlockExport {
   readonly writethrough: boolean;
   /** The user gave a list of iothreads. */
   readonly multiThreaded: boolean;
+  /** Its address may name descriptors by number, as it may on the command line only. */
+  readonly fdNumbers: boolean;
   /** The type's own members of BlockExportOptions, wire names. */
   readonly options: Readonly<Record<string, unknown>>;
   /** What the export has of its node until it says otherwise. */

@@ -81,8 +81,11 @@ export class ExportManager {
     this.#emit = emit;
   }
 
-  /** block-export-add. `options`: BlockExportOptions, wire names, checked against its schema. */
-  async add(options: Readonly<Record<string, unknown>>): Promise<void> {
+  /**
+   * block-export-add. `options`: BlockExportOptions, wire names, checked against its schema.
+   * `fdNumbers`: see BlockExport.
+   */
+  async add(options: Readonly<Record<string, unknown>>, fdNumbers = false): Promise<void> {
     const checked = options as unknown as BlockExportOptions;
     const { id, iothread, "fixed-iothread": fixed } = checked;
     if (Array.isArray(iothread) && fixed === true) {
@@ -99,7 +102,10 @@ export class ExportManager {
     }
     this.#adding.add(id);
     try {
-      this.#members.set(id, await this.#graph.exclusive(() => this.#create(type, checked)));
+      this.#members.set(
+        id,
+        await this.#graph.exclusive(() => this.#create(type, checked, fdNumbers)),
+      );
       const facts = { export: id, type: type.name, node: checked["node-name"] };
       if (trace.blk_exp_add.enabled) {
         trace.blk_exp_add.write(`id ${id} type ${facts.type} node ${facts.node}`);
@@ -184,13 +190,17 @@ export class ExportManager {
     await Promise.all(closing.map((member) => member.gone));
   }
 
-  async #create(type: ExportType, options: BlockExportOptions): Promise<Member> {
+  async #create(
+    type: ExportType,
+    options: BlockExportOptions,
+    fdNumbers: boolean,
+  ): Promise<Member> {
     const node = this.#findNode(options);
     const iothread = this.#placeFor(options);
     const home = node.iothread;
     const isMoved = iothread !== null && (await this.#move(node, iothread, options));
     try {
-      return await this.#activate(type, node, options);
+      return await this.#activate(type, node, options, fdNumbers);
     } catch (error) {
       // QSD differs: it leaves the node where it has moved. Here another export may keep it there,
       // by a client in the middle of a request.
@@ -199,14 +209,19 @@ export class ExportManager {
     }
   }
 
-  async #activate(type: ExportType, node: GraphNode, options: BlockExportOptions): Promise<Member> {
+  async #activate(
+    type: ExportType,
+    node: GraphNode,
+    options: BlockExportOptions,
+    fdNumbers: boolean,
+  ): Promise<Member> {
     if (options["allow-inactive"] === true) {
-      if (type.allowsInactive) return await this.#attach(type, node, options);
+      if (type.allowsInactive) return await this.#attach(type, node, options, fdNumbers);
       throw new OutportError("invalid", "Export type does not support inactive exports");
     }
     const inactivate = await this.#graph.activate(node);
     try {
-      return await this.#attach(type, node, options);
+      return await this.#attach(type, node, options, fdNumbers);
     } catch (error) {
       // QSD differs: it leaves the node active.
       await rollBack([inactivate]);
@@ -246,7 +261,12 @@ export class ExportManager {
     }
   }
 
-  async #attach(type: ExportType, node: GraphNode, options: BlockExportOptions): Promise<Member> {
+  async #attach(
+    type: ExportType,
+    node: GraphNode,
+    options: BlockExportOptions,
+    fdNumbers: boolean,
+  ): Promise<Member> {
     const writable = options.writable ?? false;
     const used = PERM_CONSISTENT_READ | (writable ? PERM_WRITE : 0);
     const permissions = { used, shared: PERM_ALL };
@@ -263,6 +283,7 @@ export class ExportManager {
       writable,
       writethrough: options.writethrough ?? false,
       multiThreaded: Array.isArray(options.iothread),
+      fdNumbers,
       options: ownMembers(type, options),
       permissions,
       setPermissions: (wanted) => this.#graph.changeRoot(use, wanted),

@@ -8,6 +8,11 @@ export interface ExportService {
   readonly type: string;
   /** Ready to serve when it returns. Throws OutportError, and leaves nothing behind then. */
   open(params: ExportOpen): Promise<unknown>;
+  /**
+   * Takes no more clients; returns how many it has. `safe`: throws OutportError of kind in-use
+   * when there is one, and nothing has changed. Missing: main knows better.
+   */
+  shutdown?(id: string, safe: boolean): number;
   /** Drops the clients, lets requests in flight finish, flushes, forgets it. */
   close(id: string): Promise<void>;
   /** Gives the export with its clients away. Throws OutportError, and nothing has changed. */
@@ -27,7 +32,7 @@ export class ExportRegistry {
 
   /** Its handlers, by call. */
   readonly calls: IothreadHandlersOf<
-    "export-open" | "export-close" | "export-suspend" | "export-resume"
+    "export-open" | "export-shutdown" | "export-close" | "export-suspend" | "export-resume"
   > = {
     "export-open": async (params) => {
       const service = this.#known(params);
@@ -35,6 +40,9 @@ export class ExportRegistry {
       this.#open.set(params.id, service);
       return reply;
     },
+    "export-shutdown": async ({ id, safe }) => ({
+      clientCount: this.#serviceOf(id).shutdown?.(id, safe) ?? 0,
+    }),
     "export-close": async ({ id }) => {
       await this.#close(id);
       return null;

@@ -28,17 +28,7 @@ import {
 import { InlineFiles } from "./inline-files.ts";
 import { Memory } from "./memory.ts";
 import type { OffloadPool } from "./offload.ts";
-import {
-  ACCEPT,
-  POLL,
-  READ,
-  RECV,
-  RECVMSG,
-  Readiness,
-  SEND,
-  SENDMSG,
-  WRITE,
-} from "./readiness.ts";
+import { ACCEPT, POLL, READ, RECV, RECVMSG, Readiness, SEND, SENDMSG, WRITE } from "./readiness.ts";
 
 /** Events taken by one system call. */
 const EVENTS_MAX = 256;

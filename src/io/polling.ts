@@ -22,7 +22,16 @@ const POLL_GROW_DEFAULT = 2;
 /** Looks at the ring between two looks at the clock; a look costs a tenth of reading the clock. */
 const LOOKS_PER_CLOCK = 16;
 
+/** Work that no engine tells of: rings in memory that others fill. */
+export interface PollSource {
+  /** Does what work there is; without a system call when there is none. True: there was some. */
+  poll(): boolean;
+  /** From now on who brings work wakes the thread. True: somebody brought some before that. */
+  allowSleep(): boolean;
+}
+
 export class AdaptivePolling {
+  readonly sources: PollSource[] = [];
   #options: PollingOptions;
   #pollNs = 0;
 
@@ -46,6 +55,10 @@ export class AdaptivePolling {
    * a look at the clock.
    */
   wait(engine: IoEngine, timeoutNs: number, nowNs: () => number): void {
+    if (this.sources.length > 0) {
+      this.#waitWithSources(engine, timeoutNs, nowNs);
+      return;
+    }
     if (timeoutNs === 0 || this.#options.pollMaxNs === 0) {
       engine.wait(timeoutNs);
       return;
@@ -60,6 +73,32 @@ export class AdaptivePolling {
     }
     const completed = elapsedNs < timeoutNs ? engine.wait(timeoutNs - elapsedNs) : 0;
     this.#adapt(nowNs() - startNs, completed);
+  }
+
+  /** The same, looking at the sources between any two looks at the engine. */
+  #waitWithSources(engine: IoEngine, timeoutNs: number, nowNs: () => number): void {
+    const completed = engine.wait(0);
+    if (this.#pollSources() || completed > 0 || timeoutNs === 0) return;
+    const startNs = nowNs();
+    const limitNs = Math.min(this.#pollNs, timeoutNs);
+    let elapsedNs = 0;
+    while (elapsedNs < limitNs) {
+      for (let look = 0; look < LOOKS_PER_CLOCK; look++) {
+        if (this.#pollSources()) return;
+        if (engine.hasWork?.() === true && engine.wait(0) > 0) return;
+      }
+      if (engine.hasWork === undefined && engine.wait(0) > 0) return;
+      elapsedNs = nowNs() - startNs;
+    }
+    for (const source of this.sources) if (source.allowSleep()) return;
+    const woken = elapsedNs < timeoutNs ? engine.wait(timeoutNs - elapsedNs) : 0;
+    this.#adapt(nowNs() - startNs, woken);
+  }
+
+  #pollSources(): boolean {
+    let found = false;
+    for (const source of this.sources) if (source.poll()) found = true;
+    return found;
   }
 
   #adapt(blockedNs: number, completed: number): void {

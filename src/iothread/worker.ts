@@ -9,6 +9,7 @@ import { NodeControl } from "../block/node-control.ts";
 import { infoOf, NodeTable } from "../block/nodes.ts";
 import { NbdService } from "../exports/nbd/service.ts";
 import { ExportRegistry } from "../exports/registry.ts";
+import { VhostUserBlkService } from "../exports/vhost-user-blk/service.ts";
 import { BufferPool } from "../io/buffers.ts";
 import type { CompletionHandler } from "../io/engine.ts";
 import { createEngine } from "../io/engines.ts";
@@ -54,13 +55,11 @@ export async function runIothread(driver: ThreadDriver, start: ThreadStart): Pro
     send,
   });
   const drains = new Drains({ reactor, findNode: (nodeName) => nodes.find(nodeName) });
-  const nbd = new NbdService({
-    reactor,
-    findNode: (nodeName) => nodes.get(nodeName),
-    send,
-    log: logOf("nbd"),
-  });
-  const exports = new ExportRegistry([nbd]);
+  const findNode = (nodeName: string) => nodes.get(nodeName);
+  const nbd = new NbdService({ reactor, findNode, send, log: logOf("nbd") });
+  const vhostLog = logOf("vhost-user-blk");
+  const vhostUserBlk = new VhostUserBlkService({ reactor, findNode, log: vhostLog });
+  const exports = new ExportRegistry([nbd, vhostUserBlk]);
 
   serveCalls(reactor, start, options.wakeFd, {
     ...nodes.calls,

@@ -6,6 +6,7 @@
  */
 import { NBD_MAX_STRING_SIZE } from "../../abi/nbd.ts";
 import { PERM_RESIZE } from "../../block/node.ts";
+import { planListen } from "../../io/listen-plan.ts";
 import type { ExportOpen, IothreadEvent, NbdAdopt } from "../../iothread/messages.ts";
 import { type Iothread, type Iothreads, MAIN_LOOP } from "../../iothread/pool.ts";
 import { alternate, arrayOf, bool, doc, object, optional, str } from "../../qapi/scalars.ts";
@@ -13,7 +14,6 @@ import type { SocketAddress } from "../../qapi/sockets.ts";
 import type { Sockets } from "../../runtime/driver.ts";
 import { assert, OutportError } from "../../util/error.ts";
 import type { BlockExport, ExportType } from "../export.ts";
-import { planListen } from "./address.ts";
 import type { NbdExportInfo } from "./export-table.ts";
 
 /** Members of BlockExportOptionsNbd. */

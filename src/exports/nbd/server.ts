@@ -12,17 +12,17 @@ import {
   TCP_NODELAY,
 } from "../../abi/linux-socket.ts";
 import { makeToken, type Token } from "../../io/engine.ts";
+import { closeListener, type Listener, openListeners } from "../../io/listen.ts";
 import { Memory } from "../../io/memory.ts";
 import type { Reactor } from "../../io/reactor.ts";
 import type { ListenAddress, NbdServerStart } from "../../iothread/messages.ts";
 import { strerror } from "../../runtime/errno.ts";
-import { assert, OutportError } from "../../util/error.ts";
+import { assert } from "../../util/error.ts";
 import type { Log } from "../../util/log.ts";
 import { trace } from "../../util/trace.ts";
 import type { ExportTable } from "./export-table.ts";
 import { Handshake, type Session } from "./handshake.ts";
 import { HandshakeConnection } from "./handshake-connection.ts";
-import { closeListener, type Listener, openListener } from "./listen.ts";
 
 /** Handshakes at a time; whoever is over it waits in the listener's backlog. */
 const HANDSHAKES_MAX = 4096;
@@ -130,27 +130,13 @@ export class IothreadNbdServer {
 
   #listen(addresses: readonly ListenAddress[], options: NbdServerStart): void {
     const { log } = this.#parts;
-    const { linux } = this.#parts.reactor;
-    const opened: OpenListener[] = [];
-    let failure: unknown = new OutportError("invalid", "No address to listen on");
-    for (const address of addresses) {
-      // The addresses of one name share the port that the first one got.
-      const port = opened[0]?.port ?? 0;
-      const shared = address.type === "inet" && address.port === 0 ? { ...address, port } : address;
-      try {
-        opened.push({ ...openListener(linux, shared), token: null });
-      } catch (error) {
-        failure = error;
-      }
-    }
-    if (opened.length === 0) throw failure;
-    for (const listener of opened) {
+    for (const listener of openListeners(this.#parts.reactor.linux, addresses)) {
       // QSD differs: it never tells which port it chose for port 0.
       const { port } = listener;
       if (trace.nbd_server_listen.enabled)
         trace.nbd_server_listen.write(`${options.label} ${port}`);
       log("info", `listening on ${options.label}`, port > 0 ? { port } : {});
-      this.#accept(listener, options);
+      this.#accept({ ...listener, token: null }, options);
     }
   }
 

@@ -39,7 +39,8 @@ export const nbdServerOptions = object("NbdServerOptions", {
 
 /** What the commands need of the exports manager. */
 export interface ExportCommands {
-  add(options: Wire): Promise<void>;
+  /** `fdNumbers`: an address may name descriptors by number. */
+  add(options: Wire, fdNumbers: boolean): Promise<void>;
   delete(id: string, mode?: "safe" | "hard"): Promise<void>;
   addLegacyNbd(options: NbdServerAddOptions): Promise<void>;
   deleteLegacyNbd(id: string, mode?: "safe" | "hard"): Promise<void>;
@@ -174,8 +175,8 @@ function blockExportCommands({ exports, types }: ExportParts): readonly AnyComma
       errors: ["The id is in use", "There is no such node", "The node is read-only"],
       arguments: blockExportOptions(types),
       returns: nothing,
-      async handler(options) {
-        await exports.add(options);
+      async handler(options, { commandLine = false }) {
+        await exports.add(options, commandLine);
         return {};
       },
     }),

@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from "bun:test";
-import { existsSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { AF_INET, AF_UNIX, SOCK_STREAM } from "../../../src/abi/linux-socket.ts";
@@ -118,28 +118,6 @@ describe("sockets", () => {
     first.write(bytesOf("through the pair"));
     first.end();
     expect(await received).toBe("through the pair");
-  });
-
-  test("listen() refuses a path in use and replaces a socket that nobody listens on", async () => {
-    const address = unix("stale");
-    const listener = await serveShout(address);
-    expect(await codeOf(sockets.listen(address))).toBe("EADDRINUSE");
-    expect(await shout(address)).toBe("hello TEXT.");
-    listener.close();
-    await until(() => !existsSync(address.path));
-    const fd = linux.socket(AF_UNIX, SOCK_STREAM);
-    linux.bind(fd, address);
-    linux.close(fd);
-    const second = await serveShout(address);
-    expect(await shout(address)).toBe("hello TEXT.");
-    second.close();
-  });
-
-  test("listen() leaves a file alone that is no socket", async () => {
-    const address = unix("file");
-    writeFileSync(address.path, "precious");
-    expect(await codeOf(sockets.listen(address))).toBe("EADDRINUSE");
-    expect(existsSync(address.path)).toBe(true);
   });
 
   test("a paused stream holds its peer back, and pendingBytes tells", async () => {

@@ -1,6 +1,7 @@
 /** What every I/O engine promises; each engine's test file calls addEngineTests(). */
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import {
+  EFD_NONBLOCK,
   F_GETFD,
   FALLOC_FL_KEEP_SIZE,
   FALLOC_FL_PUNCH_HOLE,
@@ -19,7 +20,14 @@ import {
   SOCK_STREAM,
   SOL_SOCKET,
 } from "../../../src/abi/linux-socket.ts";
-import { EBADF, ECANCELED, ECONNRESET, ENOTSOCK, EPIPE } from "../../../src/runtime/errno.ts";
+import {
+  EAGAIN,
+  EBADF,
+  ECANCELED,
+  ECONNRESET,
+  ENOTSOCK,
+  EPIPE,
+} from "../../../src/runtime/errno.ts";
 import { addFaultTests } from "./engine-faults.ts";
 import { type MakeEngine, Rig } from "./engine-rig.ts";
 
@@ -259,6 +267,27 @@ function addSocketTests(current: () => Rig): void {
     rig.finish(receive);
     rig.run((token) => engine.send(b, memory.address, 100, 0, token));
     expect(rig.finish(readable)).toBe(POLLIN);
+  });
+
+  test("readStream() and writeStream() move the count of an eventfd", () => {
+    const rig = current();
+    const { engine, memory, linux } = rig;
+    const fd = rig.own(linux.eventfd(0, EFD_NONBLOCK));
+    memory.setU64(0, 5);
+    const read = rig.start((token) => engine.readStream(fd, memory.address + 8, 8, token));
+    rig.settle();
+    // An old kernel doesn't wait for a descriptor that says not to.
+    const isWaiting = !rig.results.has(read);
+    expect(rig.run((token) => engine.writeStream(fd, memory.address, 8, token))).toBe(8);
+    if (isWaiting) {
+      expect(rig.finish(read)).toBe(8);
+      expect(memory.u32[2]).toBe(5);
+    } else expect(linux.drainEventfd(fd)).toBe(5);
+    // Ends when it is cancelled, too.
+    const second = rig.start((token) => engine.readStream(fd, memory.address, 8, token));
+    rig.settle();
+    engine.cancel(rig.token(second));
+    expect([-ECANCELED, -EAGAIN]).toContain(rig.finish(second));
   });
 
   test("a descriptor's number may come to mean another socket", () => {

@@ -1,7 +1,7 @@
 /** AdaptivePolling against an engine and a clock that a test moves by hand. */
 import { describe, expect, test } from "bun:test";
 import type { IoEngine } from "../../../src/io/engine.ts";
-import { AdaptivePolling, type PollingOptions } from "../../../src/io/polling.ts";
+import { AdaptivePolling, type PollingOptions, type PollSource } from "../../../src/io/polling.ts";
 
 const DEFAULTS: PollingOptions = { pollMaxNs: 32_768, pollGrow: 0, pollShrink: 0 };
 const LOOK_NS = 100;
@@ -52,6 +52,79 @@ class Scene {
     });
   }
 }
+
+/** Has work at `workNs`; others bring it as long as it doesn't allow sleep. */
+class Source implements PollSource {
+  workNs = Infinity;
+  done = 0;
+  isSilent = true;
+  readonly #scene: Scene;
+
+  constructor(scene: Scene) {
+    this.#scene = scene;
+  }
+
+  poll(): boolean {
+    if (this.#scene.nowNs < this.workNs) return false;
+    this.workNs = Infinity;
+    this.isSilent = true;
+    this.done++;
+    return true;
+  }
+
+  allowSleep(): boolean {
+    this.isSilent = false;
+    return this.#scene.nowNs >= this.workNs;
+  }
+}
+
+describe("AdaptivePolling with a source", () => {
+  const make = (options = DEFAULTS) => {
+    const scene = new Scene(true);
+    const polling = new AdaptivePolling(options);
+    const source = new Source(scene);
+    polling.sources.push(source);
+    return { scene, polling, source };
+  };
+
+  test("does the source's work in every turn, also while the engine is busy", () => {
+    const { scene, polling, source } = make();
+    source.workNs = 0;
+    scene.wait(polling, 0);
+    expect(source.done).toBe(1);
+    expect(scene.sleeps).toEqual([]);
+  });
+
+  test("finds work of the source while it polls, and sleeps only when that may wake it", () => {
+    const { scene, polling, source } = make();
+    for (let i = 0; i < 10; i++) scene.wait(polling, 20_000);
+    expect(polling.pollNs).toBeGreaterThan(10_000);
+    source.workNs = scene.nowNs + 5_000;
+    scene.wait(polling, 1e9);
+    expect(source.done).toBe(1);
+    expect(scene.sleeps).toEqual([]);
+    expect(source.isSilent).toBe(true);
+    scene.wait(polling, 1e9);
+    expect(scene.sleeps.length).toBe(1);
+    expect(source.isSilent).toBe(false);
+  });
+
+  test("does not sleep on what came before the source allowed it", () => {
+    const { scene, polling, source } = make({ ...DEFAULTS, pollMaxNs: 0 });
+    source.poll = () => false;
+    source.workNs = 0;
+    scene.wait(polling, 1e9);
+    expect(scene.sleeps).toEqual([]);
+  });
+
+  test("neither polls nor sleeps when it must not wait", () => {
+    const { scene, polling, source } = make();
+    source.isSilent = true;
+    scene.wait(polling, 1e9, 0);
+    expect(scene.sleeps).toEqual([]);
+    expect(source.isSilent).toBe(true);
+  });
+});
 
 for (const looksForFree of [true, false]) {
   describe(`AdaptivePolling, hasWork() ${looksForFree ? "offered" : "absent"}`, () => {

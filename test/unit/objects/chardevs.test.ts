@@ -13,7 +13,7 @@ describe("/chardevs", () => {
       ...["null", "stdio", "file", "pipe"].map(
         (kind) => new StreamChardev(kind, kind, nullStream()),
       ),
-      new ServerChardev("s", address, [], false),
+      new ServerChardev("s", { address, listeners: [], removeFiles: () => {}, wait: false }),
     ];
     const tree = new QomTree({
       kinds: [],

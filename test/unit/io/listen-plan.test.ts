@@ -1,6 +1,6 @@
 import { describe, expect, test } from "bun:test";
-import { planListen } from "../../../../src/exports/nbd/address.ts";
-import { messageOf } from "../../../support/iothread.ts";
+import { planListen } from "../../../src/io/listen-plan.ts";
+import { messageOf } from "../../support/iothread.ts";
 
 const V4 = { address: "127.0.0.1", family: 4 } as const;
 const V6 = { address: "::1", family: 6 } as const;
@@ -47,6 +47,13 @@ describe("planListen()", () => {
 
   const refused: [host: string, port: string, more: object, message: string][] = [
     ["localhost", "x", {}, "localhost:x: Servname not supported for ai_socktype"],
+    [
+      "localhost",
+      "constructor",
+      {},
+      "localhost:constructor: Servname not supported for ai_socktype",
+    ],
+    ["localhost", "__proto__", {}, "localhost:__proto__: Servname not supported for ai_socktype"],
     ["localhost", "65536", {}, "localhost:65536: Servname not supported for ai_socktype"],
     ["nohost", "10", {}, "nohost:10: Name or service not known"],
     ["", "", {}, ":: Name or service not known"],

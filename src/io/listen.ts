@@ -1,10 +1,10 @@
 /**
- * Listening sockets of the NBD server: made from an address, with QSD's words when that fails, and
- * taken down again. Thread: iothread.
+ * Listening sockets: made from an address, with QSD's words when that fails, and taken down again.
+ * Thread: any.
  *
  * Spec: qapi/sockets.json SocketAddress
  */
-import { S_IFDIR, S_IFMT, S_IFSOCK } from "../../abi/linux.ts";
+import { S_IFDIR, S_IFMT, S_IFSOCK } from "../abi/linux.ts";
 import {
   AF_INET,
   AF_INET6,
@@ -23,11 +23,11 @@ import {
   TCP_KEEPCNT,
   TCP_KEEPIDLE,
   TCP_KEEPINTVL,
-} from "../../abi/linux-socket.ts";
-import type { KeepAlive, ListenAddress } from "../../iothread/messages.ts";
-import { EADDRINUSE, EAGAIN, EISDIR, ENOENT, strerror } from "../../runtime/errno.ts";
-import type { Linux } from "../../runtime/linux.ts";
-import { OutportError } from "../../util/error.ts";
+} from "../abi/linux-socket.ts";
+import type { KeepAlive, ListenAddress } from "../iothread/messages.ts";
+import { EADDRINUSE, EAGAIN, EISDIR, ENOENT, strerror } from "../runtime/errno.ts";
+import type { Linux } from "../runtime/linux.ts";
+import { OutportError } from "../util/error.ts";
 
 /** SOMAXCONN of Linux; the host's own limit caps it. */
 const BACKLOG = 4096;
@@ -59,14 +59,36 @@ export function openListener(linux: Linux, address: ListenAddress): Listener {
   }
 }
 
-/**
- * Closes it; removes its file unless someone has put another one there.
- * QSD differs: it leaves the file behind when the process ends by a signal or by quit.
- */
+/** On every address that can be listened on. Throws the last OutportError when there is none. */
+export function openListeners(linux: Linux, addresses: readonly ListenAddress[]): Listener[] {
+  const opened: Listener[] = [];
+  let failure: unknown = new OutportError("invalid", "No address to listen on");
+  for (const address of addresses) {
+    // The addresses of one name share the port that the first one got.
+    const port = opened[0]?.port ?? 0;
+    const shared = address.type === "inet" && address.port === 0 ? { ...address, port } : address;
+    try {
+      opened.push(openListener(linux, shared));
+    } catch (error) {
+      failure = error;
+    }
+  }
+  if (opened.length === 0) throw failure;
+  return opened;
+}
+
 export function closeListener(linux: Linux, listener: Listener): void {
   linux.close(listener.fd);
-  if (listener.file === null) return;
-  const { path, dev, ino } = listener.file;
+  removeFile(linux, listener);
+}
+
+/**
+ * Removes its file, unless someone has put another one there.
+ * QSD differs: it leaves the file behind when the process ends by a signal or by quit.
+ */
+export function removeFile(linux: Linux, { file }: Listener): void {
+  if (file === null) return;
+  const { path, dev, ino } = file;
   const now = linux.stat(path);
   if (typeof now === "object" && now.dev === dev && now.ino === ino) linux.unlink(path);
 }

@@ -1,13 +1,13 @@
 /**
- * From a SocketAddress of the user to addresses that an iothread can listen on: host names
- * resolved, numbers parsed. Thread: main.
+ * From a SocketAddress of the user to addresses that can be listened on or connected to: host
+ * names resolved, numbers parsed. Thread: main.
  * Spec: qapi/sockets.json SocketAddress; QEMU's util/qemu-sockets.c for messages and defaults
  */
-import type { KeepAlive, ListenAddress } from "../../iothread/messages.ts";
-import type { SocketAddress } from "../../qapi/sockets.ts";
-import type { Sockets } from "../../runtime/driver.ts";
-import { encodeSocketName, UNIX_PATH_BYTES_MAX } from "../../runtime/sockaddr.ts";
-import { OutportError } from "../../util/error.ts";
+import type { KeepAlive, ListenAddress } from "../iothread/messages.ts";
+import type { SocketAddress } from "../qapi/sockets.ts";
+import type { Sockets } from "../runtime/driver.ts";
+import { encodeSocketName, UNIX_PATH_BYTES_MAX } from "../runtime/sockaddr.ts";
+import { OutportError } from "../util/error.ts";
 
 type Inet = Extract<SocketAddress, { type: "inet" }>;
 type Unix = Extract<SocketAddress, { type: "unix" }>;
@@ -23,7 +23,7 @@ const U32_MAX = 0xffff_ffff;
 /** An int of the kernel. */
 const FD_MAX = 0x7fff_ffff;
 /** Services that people name. Spec: IANA service names */
-const SERVICES: Readonly<Record<string, number>> = { nbd: 10809 };
+const SERVICES: ReadonlyMap<string, number> = new Map([["nbd", 10809]]);
 
 /**
  * Throws OutportError in QSD's words. `fdNumbers`: descriptors may be named by number, as they may
@@ -109,7 +109,7 @@ function parsePort({ port, numeric }: Inet): number | null {
   const digits = /^[ \t\n\v\f\r]*\+?(\d+)$/.exec(port)?.[1];
   // QSD differs: it takes the low 16 bits of a larger number.
   if (digits !== undefined) return parseNumber(digits, PORT_MAX);
-  return numeric === true ? null : (SERVICES[port] ?? null);
+  return numeric === true ? null : (SERVICES.get(port) ?? null);
 }
 
 /** Null when it is off. 0: the kernel's default. */

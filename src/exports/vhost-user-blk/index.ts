@@ -1,0 +1,150 @@
+/**
+ * The export type vhost-user-blk as main sees it: what its options may be, and where the export
+ * listens. All else happens on the iothread of its node. Thread: main.
+ * Spec: qapi/block-export.json BlockExportOptionsVhostUserBlk
+ */
+import { planListen } from "../../io/listen-plan.ts";
+import type { ExportOpen } from "../../iothread/messages.ts";
+import { doc, optional, size, str, uint16 } from "../../qapi/scalars.ts";
+import { type SocketAddress, socketAddress } from "../../qapi/sockets.ts";
+import { assert, OutportError } from "../../util/error.ts";
+import type { BlockExport, ExportType } from "../export.ts";
+import type { VhostUserBlkOptions } from "./service.ts";
+
+const members = {
+  addr: doc(socketAddress, "Address to listen on: unix or fd"),
+  "logical-block-size": optional(
+    size,
+    "Logical block size in bytes, a power of two from 512 on (default: 512)",
+  ),
+  "num-queues": optional(uint16, "Number of request virtqueues, at most 1024 (default: 1)"),
+  // QSD differs: it says "vhost_user_blk" of every disk.
+  serial: optional(str, 'Serial number of the disk, up to 20 bytes (default: "vhost_user_blk")'),
+};
+
+interface Options {
+  readonly addr: SocketAddress;
+  readonly "logical-block-size"?: number;
+  readonly "num-queues"?: number;
+  readonly serial?: string;
+}
+
+const BLOCK_BYTES_MIN = 512;
+const BLOCK_BYTES_MAX = 2 * 1024 * 1024;
+const QUEUES_MAX = 1024;
+const SERIAL_BYTES_MAX = 20;
+const SERIAL_DEFAULT = "vhost_user_blk";
+
+/** An export that an iothread has, or will have when it has moved. */
+interface Hosted {
+  readonly open: Omit<ExportOpen, "nodeName">;
+  /** Ends when it serves again; null while it serves. */
+  move: Promise<void> | null;
+  endMove: () => void;
+  handover: unknown;
+  closing: boolean;
+}
+
+export function vhostUserBlkExportType(): ExportType {
+  /** By id. */
+  const exports = new Map<string, Hosted>();
+
+  const hostOf = ({ id }: BlockExport): Hosted => {
+    const hosted = exports.get(id);
+    assert(hosted !== undefined, `export '${id}' has been made`);
+    return hosted;
+  };
+
+  return {
+    name: "vhost-user-blk",
+    members,
+    allowsInactive: false,
+    async create(exp) {
+      const options = await checkOptions(exp);
+      const { id, writable, writethrough } = exp;
+      const open = { id, type: "vhost-user-blk", writable, writethrough, options: { ...options } };
+      await exp.node.iothread.call("export-open", { ...open, nodeName: exp.node.nodeName });
+      exports.set(id, { open, move: null, endMove: () => {}, handover: null, closing: false });
+    },
+    async requestShutdown(exp, safe) {
+      const hosted = hostOf(exp);
+      await hosted.move;
+      const { iothread } = exp.node;
+      const { clientCount } = await iothread.call("export-shutdown", { id: exp.id, safe });
+      hosted.closing = true;
+      return clientCount;
+    },
+    async delete(exp) {
+      await hostOf(exp).move;
+      await exp.node.iothread.call("export-close", { id: exp.id });
+      exports.delete(exp.id);
+    },
+    async suspend(exp) {
+      const hosted = hostOf(exp);
+      const refusal = "Cannot change iothread of active block backend";
+      if (hosted.closing) throw new OutportError("in-use", refusal);
+      hosted.move = new Promise((resolve) => {
+        hosted.endMove = resolve;
+      });
+      try {
+        const { handover } = await exp.node.iothread.call("export-suspend", { id: exp.id });
+        hosted.handover = handover;
+      } catch (cause) {
+        endMove(hosted);
+        throw new OutportError("in-use", refusal, { cause });
+      }
+    },
+    async resume(exp) {
+      const hosted = hostOf(exp);
+      const open = { ...hosted.open, nodeName: exp.node.nodeName };
+      await exp.node.iothread.call("export-resume", { open, handover: hosted.handover });
+      endMove(hosted);
+    },
+  };
+}
+
+function endMove(hosted: Hosted): void {
+  hosted.handover = null;
+  hosted.move = null;
+  hosted.endMove();
+}
+
+/** In QSD's order. */
+async function checkOptions(exp: BlockExport): Promise<VhostUserBlkOptions> {
+  const options = exp.options as unknown as Options;
+  // QSD differs: it takes 0 as it is, and the first read of a guest divides by it.
+  const blockBytes = options["logical-block-size"] || BLOCK_BYTES_MIN;
+  if (!isBlockBytes(blockBytes)) {
+    const range = `${BLOCK_BYTES_MIN} and ${BLOCK_BYTES_MAX}`;
+    const text = `parameter logical-block-size must be a power of 2 between ${range}`;
+    throw new OutportError("invalid", text);
+  }
+  const queueCount = options["num-queues"] ?? 1;
+  if (queueCount === 0) throw new OutportError("invalid", "num-queues must be greater than 0");
+  // QSD differs: it takes up to 65535, of which no front-end can use more.
+  if (queueCount > QUEUES_MAX) {
+    throw new OutportError("invalid", `num-queues must be at most ${QUEUES_MAX}`);
+  }
+  const { serial = SERIAL_DEFAULT } = options;
+  if (new TextEncoder().encode(serial).length > SERIAL_BYTES_MAX) {
+    throw new OutportError("invalid", `serial must be at most ${SERIAL_BYTES_MAX} bytes`);
+  }
+  if (exp.multiThreaded) {
+    const text = "vhost-user-blk export does not support multi-threading";
+    throw new OutportError("unsupported", text);
+  }
+  const { addr } = options;
+  if (addr.type !== "unix" && addr.type !== "fd") {
+    const text = "Only socket address types 'unix' and 'fd' are supported";
+    throw new OutportError("unsupported", text);
+  }
+  // Neither kind has names to look up.
+  const { choices } = await planListen(addr, async () => [], exp.fdNumbers);
+  const address = choices[0]?.[0];
+  assert(address !== undefined, "a unix socket has one address");
+  return { address, blockBytes, queueCount, serial };
+}
+
+function isBlockBytes(bytes: number): boolean {
+  return bytes >= BLOCK_BYTES_MIN && bytes <= BLOCK_BYTES_MAX && (bytes & (bytes - 1)) === 0;
+}

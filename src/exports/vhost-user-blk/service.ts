@@ -1,0 +1,122 @@
+/**
+ * The vhost-user-blk exports of one iothread. Thread: iothread.
+ * Spec: qapi/block-export.json BlockExportOptionsVhostUserBlk
+ */
+import { BlockBackend } from "../../block/backend.ts";
+import type { BlockNode } from "../../block/node.ts";
+import { closeListener, type Listener, openListener } from "../../io/listen.ts";
+import type { Reactor } from "../../io/reactor.ts";
+import type { ExportOpen, ListenAddress } from "../../iothread/messages.ts";
+import { strerror } from "../../runtime/errno.ts";
+import { assert, OutportError } from "../../util/error.ts";
+import type { Log } from "../../util/log.ts";
+import type { ExportService } from "../registry.ts";
+import { EventFds } from "./event-fds.ts";
+import { VhostUserServer } from "./server.ts";
+
+/** ExportOpen.options of this type. */
+export interface VhostUserBlkOptions {
+  readonly address: ListenAddress;
+  readonly blockBytes: number;
+  readonly queueCount: number;
+  readonly serial: string;
+}
+
+export interface VhostUserBlkServiceParts {
+  readonly reactor: Reactor;
+  readonly findNode: (nodeName: string) => BlockNode;
+  readonly log: Log;
+}
+
+/** An export that lives here. */
+interface OpenExport {
+  readonly listener: Listener;
+  readonly backend: BlockBackend;
+  readonly server: VhostUserServer;
+}
+
+export class VhostUserBlkService implements ExportService {
+  readonly type = "vhost-user-blk";
+  #parts: VhostUserBlkServiceParts;
+  #eventFds: EventFds | null = null;
+  #open = new Map<string, OpenExport>();
+
+  constructor(parts: VhostUserBlkServiceParts) {
+    this.#parts = parts;
+  }
+
+  async open(params: ExportOpen): Promise<null> {
+    const { linux } = this.#parts.reactor;
+    const { address } = optionsOf(params);
+    this.#serve(params, openListener(linux, address));
+    return null;
+  }
+
+  shutdown(id: string, safe: boolean): number {
+    const { server } = this.#find(id);
+    // QSD differs: it takes the disk away from a guest that uses it.
+    if (safe && server.hasClient) throw new OutportError("in-use", `Export '${id}' has a client`);
+    server.stopAccepting();
+    return server.hasClient ? 1 : 0;
+  }
+
+  async close(id: string): Promise<void> {
+    const { reactor, log } = this.#parts;
+    const { listener, backend, server } = this.#take(id);
+    backend.hurry();
+    await server.stop();
+    closeListener(reactor.linux, listener);
+    const result = await backend.close();
+    if (result < 0) log("error", `Could not flush export '${id}': ${strerror(-result)}`);
+  }
+
+  /** A client's memory and rings are known here only: with one, the export stays. */
+  async suspend(id: string): Promise<Listener> {
+    if (this.#find(id).server.hasClient) {
+      throw new OutportError("in-use", `Export '${id}' has a client`);
+    }
+    const { listener, backend, server } = this.#take(id);
+    await server.stop();
+    await backend.close();
+    return listener;
+  }
+
+  async resume(params: ExportOpen, handover: unknown): Promise<void> {
+    this.#serve(params, handover as Listener);
+  }
+
+  #serve(params: ExportOpen, listener: Listener): void {
+    const { reactor, findNode, log } = this.#parts;
+    const { id, nodeName, writable, writethrough } = params;
+    const backend = new BlockBackend(reactor, findNode(nodeName), { writable, writethrough });
+    this.#eventFds ??= new EventFds(reactor);
+    const server = new VhostUserServer({
+      ...optionsOf(params),
+      reactor,
+      eventFds: this.#eventFds,
+      backend,
+      exportId: id,
+      listenFd: listener.fd,
+      log,
+    });
+    backend.onResized = () => server.resized();
+    this.#open.set(id, { listener, backend, server });
+    server.start();
+  }
+
+  #find(id: string): OpenExport {
+    const open = this.#open.get(id);
+    assert(open !== undefined, `export '${id}' lives here`);
+    return open;
+  }
+
+  #take(id: string): OpenExport {
+    const open = this.#find(id);
+    this.#open.delete(id);
+    return open;
+  }
+}
+
+function optionsOf({ options }: ExportOpen): VhostUserBlkOptions {
+  return options as unknown as VhostUserBlkOptions;
+}
