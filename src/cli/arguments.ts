@@ -2,7 +2,7 @@
  * Command-line arguments to options in their order, as getopt_long() reads them. Pure.
  * Spec: QEMU storage-daemon/qemu-storage-daemon.c process_options(); getopt(3)
  */
-import { OutportError } from "../util/error.ts";
+import { invalid } from "../util/error.ts";
 
 /** Every option; those that take an argument are true. The last two are outport's own. */
 const OPTIONS = {
@@ -86,8 +86,4 @@ function findOption(given: string, arg: string): OptionName {
   if (second === undefined) return name;
   const possibilities = names.map((each) => `'--${each}'`).join(" ");
   throw invalid(`option '${arg}' is ambiguous; possibilities: ${possibilities}`);
-}
-
-function invalid(message: string): OutportError {
-  return new OutportError("invalid", message);
 }

@@ -3,9 +3,9 @@
  * Spec: QEMU chardev/char.c qemu_chr_new_from_opts(), qemu_chr_parse_*()
  */
 import type { ChardevBackend } from "../qapi/chardev.ts";
-import { parseSwitch } from "../qapi/numbers.ts";
+import { parseInteger, parseSwitch } from "../qapi/numbers.ts";
 import { nestAddress, type SocketAddress } from "../qapi/sockets.ts";
-import { OutportError } from "../util/error.ts";
+import { invalid, OutportError } from "../util/error.ts";
 import type { Answer } from "./command-line.ts";
 import { isHelp } from "./keyval.ts";
 import {
@@ -17,7 +17,7 @@ import {
 } from "./qemu-options.ts";
 
 /** Keys of kinds that outport lacks are known, too: a device ignores what is another kind's. */
-export const CHARDEV_OPTION: QemuOptionList = {
+const CHARDEV_OPTION: QemuOptionList = {
   name: "chardev",
   impliedKey: "backend",
   keys: {
@@ -135,7 +135,7 @@ function parseSocket(options: QemuOptions): ChardevBackend {
       ...flag(options, "telnet"),
       ...flag(options, "tn3270"),
       ...flag(options, "websocket"),
-      ...(reconnect === undefined ? {} : { "reconnect-ms": Number(reconnect) }),
+      ...(reconnect === undefined ? {} : { "reconnect-ms": numberOf(reconnect) }),
       ...given("tls-creds", creds),
       ...given("tls-authz", authz),
     },
@@ -152,7 +152,7 @@ function parseAddress(options: QemuOptions): SocketAddress {
   }
   if (host !== undefined) {
     if (port === undefined) throw invalid("chardev: socket: no port given");
-    const range = to === undefined ? {} : { to: Number(to) & 0xffff };
+    const range = to === undefined ? {} : { to: numberOf(to) & 0xffff };
     return {
       type: "inet",
       host,
@@ -186,12 +186,13 @@ function flag<Key extends string>(options: QemuOptions, key: Key) {
   return given(key, switchOf(options, key));
 }
 
+/** Checked before: it is a number. As C's int64_t. */
+function numberOf(text: string): number {
+  return Number(BigInt.asIntN(64, parseInteger(text) ?? 0n));
+}
+
 /** Checked before: it is a switch. */
 function switchOf(options: QemuOptions, key: string): boolean | undefined {
   const value = options[key];
   return value === undefined ? undefined : parseSwitch(value);
-}
-
-function invalid(message: string): OutportError {
-  return new OutportError("invalid", message);
 }

@@ -3,8 +3,8 @@
  * Spec: QEMU util/qemu-option.c
  */
 import { isWellformedId } from "../block/catalogue.ts";
-import { parseSwitch } from "../qapi/numbers.ts";
-import { OutportError } from "../util/error.ts";
+import { parseInteger, parseSwitch } from "../qapi/numbers.ts";
+import { invalid } from "../util/error.ts";
 import { isHelp, keyLength, parseValue } from "./keyval.ts";
 
 /** One option: what its help calls it, the key of a first bare word, and the keys' types. */
@@ -14,6 +14,7 @@ export interface QemuOptionList {
   readonly keys: Readonly<Record<string, keyof typeof TYPES>>;
 }
 
+const U64_MAX = 2n ** 64n - 1n;
 const TYPES = { str: "str", bool: "bool (on/off)", num: "num", size: "size" } as const;
 
 export type QemuOptions = Readonly<Record<string, string>>;
@@ -89,11 +90,10 @@ function checkValue({ keys }: QemuOptionList, key: string, value: string): void 
   if (type === "bool" && parseSwitch(value) === undefined) {
     throw invalid(`Parameter '${key}' expects 'on' or 'off'`);
   }
-  if (type === "num" && !/^\s*[-+]?(0[xX][0-9a-fA-F]+|[0-9]+)$/.test(value)) {
-    throw invalid(`Parameter '${key}' expects a number`);
+  if (type !== "num") return;
+  const number = parseInteger(value);
+  if (number === undefined) throw invalid(`Parameter '${key}' expects a number`);
+  if (number < -U64_MAX || number > U64_MAX) {
+    throw invalid(`Value '${value}' is too large for parameter '${key}'`);
   }
-}
-
-function invalid(message: string): OutportError {
-  return new OutportError("invalid", message);
 }

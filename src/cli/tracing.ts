@@ -16,7 +16,7 @@ import { isHelp } from "./keyval.ts";
 import { OptionError, warnOfShortForm } from "./option-error.ts";
 import { parseQemuOptions, type QemuOptionList, qemuOptionsHelp } from "./qemu-options.ts";
 
-export const TRACE_OPTION: QemuOptionList = {
+const TRACE_OPTION: QemuOptionList = {
   name: "trace",
   impliedKey: "enable",
   keys: { enable: "str", events: "str", file: "str" },

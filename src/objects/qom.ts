@@ -5,7 +5,7 @@
 import { check } from "../qapi/check.ts";
 import type { ObjectPropertyInfo, ObjectPropertyValue, ObjectTypeInfo } from "../qapi/qom.ts";
 import { object as structure } from "../qapi/scalars.ts";
-import { OutportError } from "../util/error.ts";
+import { invalid, OutportError } from "../util/error.ts";
 import type { ObjectKind, QomObject, QomProperty, QomType } from "./registry.ts";
 
 /** The type that all others come from; it has no parent. */
@@ -203,10 +203,6 @@ function isA(type: QomType, name: string): boolean {
 
 function nameOf(object: QomObject, property: string): string {
   return `${object.type.name}.${property}`;
-}
-
-function invalid(message: string): OutportError {
-  return new OutportError("invalid", message);
 }
 
 function notFound(message: string): OutportError {

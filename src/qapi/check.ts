@@ -4,7 +4,7 @@
  * Spec: QEMU qapi/qobject-input-visitor.c, qapi/qapi-visit-core.c
  */
 import type { GenericSchema, InferOutput } from "valibot";
-import { OutportError } from "../util/error.ts";
+import { invalid, type OutportError } from "../util/error.ts";
 import { Double, parseInteger, parseSize, parseSwitch } from "./numbers.ts";
 import {
   type AlternateShape,
@@ -209,10 +209,6 @@ function scalar(value: unknown, at: Place, mode: InputMode, wanted: string): unk
 
 function wrongType(at: Place, mode: InputMode, expected: string): OutportError {
   return invalid(`Invalid parameter type for '${pathOf(at, mode)}', expected: ${expected}`);
-}
-
-function invalid(message: string): OutportError {
-  return new OutportError("invalid", message);
 }
 
 /** What QSD says for most errors. */

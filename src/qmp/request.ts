@@ -1,5 +1,5 @@
 /** The shape of a QMP request. Pure. Spec: QEMU qapi/qmp-dispatch.c, qmp_dispatch_check_obj() */
-import { OutportError } from "../util/error.ts";
+import { invalid } from "../util/error.ts";
 
 export interface QmpRequest {
   readonly name: string;
@@ -45,8 +45,4 @@ export function isOutOfBand(value: unknown): boolean {
 
 function isObject(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
-}
-
-function invalid(message: string): OutportError {
-  return new OutportError("invalid", message);
 }

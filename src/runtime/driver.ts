@@ -1,5 +1,5 @@
 /**
- * The one interface that a runtime implements (drivers/bun, drivers/deno). Everything that the
+ * The one interface that a runtime implements (drivers/*). Everything that the
  * source needs from the world outside the language comes through it.
  */
 
@@ -155,7 +155,7 @@ export interface Clock {
 
 /** What every thread has. */
 export interface ThreadDriver {
-  /** For example "bun 1.4.5". */
+  /** With its version. */
   readonly name: string;
   readonly arch: "x64" | "arm64";
   readonly ffi: Ffi;

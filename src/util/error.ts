@@ -36,6 +36,11 @@ export class OutportError extends Error {
   }
 }
 
+/** The most common kind. */
+export function invalid(message: string): OutportError {
+  return new OutportError("invalid", message);
+}
+
 /** A broken promise of our own code: never reachable by what a client, guest or operator sends. */
 export function assert(condition: unknown, message: string): asserts condition {
   if (!condition) throw new Error(`Assertion failed: ${message}`);

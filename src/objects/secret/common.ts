@@ -4,7 +4,7 @@
  */
 import { createDecipheriv } from "node:crypto";
 import { enumeration, optional, str } from "../../qapi/scalars.ts";
-import { OutportError } from "../../util/error.ts";
+import { invalid } from "../../util/error.ts";
 import type { ObjectFinder, QomType, UserObject } from "../registry.ts";
 import { decodeBase64 } from "./base64.ts";
 
@@ -116,8 +116,4 @@ function paddingBytes(padded: Uint8Array): number {
   if (count <= BLOCK_BYTES) return count;
   // QSD differs: it says how many there are, which is a byte of what may be the secret.
   throw invalid("Incorrect number of padding bytes found on decrypted data");
-}
-
-function invalid(message: string): OutportError {
-  return new OutportError("invalid", message);
 }

@@ -45,6 +45,10 @@ describe("parseChardevOption()", () => {
         },
       ],
     ];
+    for (const [written, ms] of Object.entries({ "0x10": 16, "010": 8, "-0x1": -1 })) {
+      const data = { addr: { type: "unix", data: { path: "x" } }, "reconnect-ms": ms };
+      cases.push([`path=x,reconnect-ms=${written}`, { ...data, server: false }]);
+    }
     for (const [text, data] of cases) {
       expect(parse(`socket,id=a,${text}`).backend).toEqual({ type: "socket", data } as never);
     }
@@ -76,6 +80,10 @@ describe("parseChardevOption()", () => {
       ["socket,id=a,fd=x", "Unable to parse FD number x"],
       ["socket,id=a,path=x,foo=1", "Invalid parameter 'foo'"],
       ["socket,id=a,path=x,server=zz", "Parameter 'server' expects 'on' or 'off'"],
+      [
+        "socket,id=a,path=x,reconnect-ms=99999999999999999999",
+        "Value '99999999999999999999' is too large for parameter 'reconnect-ms'",
+      ],
       ["socket,id=a,path=x,reconnect-ms=z", "Parameter 'reconnect-ms' expects a number"],
       ["socket,id=a,path=x,delay=on,nodelay=on", "'delay' and 'nodelay' are mutually exclusive"],
       ["socket,id=a,host=h,server=on", "chardev: socket: no port given"],
