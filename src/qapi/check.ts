@@ -38,7 +38,9 @@ export function check<Schema extends GenericSchema>(
   return visit(shapeOf(schema), value, TOP, mode) as InferOutput<Schema>;
 }
 
-function visit(shape: Shape, value: unknown, at: Place, mode: InputMode): unknown {
+/** Few frames per level: values are up to 1024 deep, and stacks are not large everywhere. */
+function visit(given: Shape, value: unknown, at: Place, mode: InputMode): unknown {
+  const shape = given.kind === "alternate" ? chosen(given, value, at) : given;
   switch (shape.kind) {
     case "builtin":
       return visitBuiltin(shape, value, at, mode);
@@ -48,8 +50,6 @@ function visit(shape: Shape, value: unknown, at: Place, mode: InputMode): unknow
       return visitArray(shape.item, value, at, mode);
     case "object":
       return visitObject(shape, value, at, mode);
-    case "alternate":
-      return visitAlternate(shape, value, at, mode);
   }
 }
 
@@ -117,16 +117,15 @@ function visitArray(
 }
 
 /** QSD chooses by the JSON type alone; on the command line every scalar is a string. */
-function visitAlternate(
+function chosen(
   { name, options }: AlternateShape,
   value: unknown,
   at: Place,
-  mode: InputMode,
-): unknown {
+): Exclude<Shape, AlternateShape> {
   const given = jsonType(value);
   for (const option of options) {
     const shape = shapeOf(option);
-    if (acceptedType(shape) === given) return visit(shape, value, at, mode);
+    if (shape.kind !== "alternate" && acceptedType(shape) === given) return shape;
   }
   throw invalid(`Invalid parameter type for '${nameOf(at)}', expected: ${name}`);
 }
