@@ -2,12 +2,15 @@
 import { spawn } from "node:child_process";
 import { readdirSync, readFileSync, readlinkSync, writeSync } from "node:fs";
 import process from "node:process";
-import type { Process, Stream } from "../../src/runtime/driver.ts";
+import type { Process, RunOptions, RunResult, Stream } from "../../src/runtime/driver.ts";
 import { OutputFile } from "./output.ts";
 import { drained } from "./streams.ts";
 
 const STDOUT_FD = 1;
 const STDERR_FD = 2;
+
+/** What a program says at length is no message for people. */
+const RUN_STDERR_LENGTH_MAX = 4096;
 
 /** Flag of open(), as the kernel shows it. */
 const O_CLOEXEC = 0o2000000;
@@ -39,7 +42,28 @@ export function makeProcess(start: ProgramStart): Process {
     cwd: () => process.cwd(),
     chdir: (path) => process.chdir(path),
     startAgain: (readyVariable) => startAgain(start, readyVariable),
+    run,
   };
+}
+
+function run(
+  program: string,
+  args: readonly string[],
+  { fd, env: more, timeoutMs }: RunOptions = {},
+): Promise<RunResult> {
+  const child = spawn(program, [...args], {
+    stdio: ["ignore", "ignore", "pipe", ...(fd === undefined ? [] : [fd])],
+    env: { ...process.env, ...more },
+    ...(timeoutMs === undefined ? {} : { timeout: timeoutMs, killSignal: "SIGKILL" }),
+  });
+  let stderr = "";
+  child.stderr?.setEncoding("utf8").on("data", (text: string) => {
+    if (stderr.length < RUN_STDERR_LENGTH_MAX) stderr += text;
+  });
+  return new Promise((resolve) => {
+    child.on("error", (error) => resolve({ code: null, stderr: error.message }));
+    child.on("close", (code) => resolve({ code, stderr }));
+  });
 }
 
 function startAgain(

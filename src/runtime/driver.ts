@@ -144,6 +144,23 @@ export interface Process {
    * code when it ends before that.
    */
   startAgain(readyVariable: string): Promise<number | undefined>;
+  /** Runs a program to its end. It inherits `fd`, if any, as its descriptor 3. */
+  run(program: string, args: readonly string[], options?: RunOptions): Promise<RunResult>;
+}
+
+export interface RunOptions {
+  readonly fd?: number;
+  /** Added to the environment. */
+  readonly env?: Readonly<Record<string, string>>;
+  /** Then it is killed. */
+  readonly timeoutMs?: number;
+}
+
+export interface RunResult {
+  /** Null: a signal ended it, or it could not be started. */
+  readonly code: number | null;
+  /** Its beginning; why it could not be started. */
+  readonly stderr: string;
 }
 
 export interface Clock {

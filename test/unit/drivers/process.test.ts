@@ -1,6 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import { type ChildProcess, spawn } from "node:child_process";
-import { rmSync } from "node:fs";
+import { closeSync, openSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -85,5 +85,26 @@ describe("process", () => {
     const [code, text] = await Promise.all([exitCode(child), output(child.stderr!)]);
     expect(text).toBe("first\n");
     expect(code).toBe(8);
+  });
+
+  test("run() runs a program with a descriptor, variables and arguments", async () => {
+    const { run } = driver.process;
+    const fd = openSync("/proc/self/status", "r");
+    const script = 'read -r line <&3; echo "$line $1 $SAID" >&2; exit 5';
+    const { code, stderr } = await run("sh", ["-c", script, "sh", "a b"], {
+      fd,
+      env: { SAID: "so" },
+    });
+    closeSync(fd);
+    expect(code).toBe(5);
+    expect(stderr).toMatch(/^Name:\s.* a b so\n$/);
+  });
+
+  test("run() tells of programs that can not be started, and ends slow ones", async () => {
+    const { run } = driver.process;
+    const missing = await run("no-such-program", []);
+    expect(missing.code).toBe(null);
+    expect(missing.stderr).toContain("no-such-program");
+    expect(await run("sleep", ["60"], { timeoutMs: 20 })).toEqual({ code: null, stderr: "" });
   });
 });
