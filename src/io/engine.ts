@@ -67,6 +67,11 @@ export interface IoEngine {
     token: Token,
   ): void;
   /**
+   * Reads of a file at once, on this thread, what the host has in memory. Returns how many bytes,
+   * or -errno; -EAGAIN when it could block.
+   */
+  readCached(fd: number, address: number, bytes: number, offset: number): number;
+  /**
    * Moves `bytes` of a pipe into a file at once, on this thread. Returns how many, or -errno;
    * -EAGAIN when that could block for long. Offset and bytes are multiples of 4096.
    */

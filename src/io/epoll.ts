@@ -4,15 +4,7 @@
  * then watched. Thread: iothread.
  * Spec: epoll_pwait2(2)
  */
-import {
-  EPOLL_CTL_ADD,
-  EPOLL_EVENT,
-  IOVEC_LEN,
-  IOVEC_SIZE,
-  POLLIN,
-  TIMESPEC_NSEC,
-  TIMESPEC_SEC,
-} from "../abi/linux.ts";
+import { EPOLL_CTL_ADD, EPOLL_EVENT, POLLIN, TIMESPEC_NSEC, TIMESPEC_SEC } from "../abi/linux.ts";
 import { EAGAIN, EINTR, ENOSYS, EPERM, strerror } from "../runtime/errno.ts";
 import type { Linux } from "../runtime/linux.ts";
 import { assert, OutportError } from "../util/error.ts";
@@ -133,7 +125,7 @@ class EpollEngine implements IoEngine {
     token: Token,
   ): void {
     this.#inFlight++;
-    const bytes = this.#iovBytes(iov, iovCount);
+    const bytes = this.#threadMemory.iovBytes(iov, iovCount);
     const result = rwFlags === 0 ? this.#inline.writev(fd, iov, iovCount, offset, bytes) : -EAGAIN;
     if (result !== -EAGAIN) {
       this.#completions.push(token, result);
@@ -141,6 +133,10 @@ class EpollEngine implements IoEngine {
     }
     const args = [fd, iov, iovCount, offset, 0, rwFlags];
     this.#blocking().submit(this.#linux.sys.pwritev2, args, token);
+  }
+
+  readCached(fd: number, address: number, bytes: number, offset: number): number {
+    return this.#inline.read(fd, address, bytes, offset);
   }
 
   writeFromPipe(pipeFd: number, bytes: number, fd: number, offset: number): number {
@@ -225,16 +221,6 @@ class EpollEngine implements IoEngine {
     this.#memory.unmap();
     this.#inline.close();
     this.#offload?.stop();
-  }
-
-  /** Their sum, or 0 when it isn't known. */
-  #iovBytes(iov: number, iovCount: number): number {
-    const { address, bytes, u32 } = this.#threadMemory;
-    const at = iov - address;
-    if (at < 0 || at + iovCount * IOVEC_SIZE > bytes) return 0;
-    let sum = 0;
-    for (let i = 0; i < iovCount; i++) sum += u32[(at + i * IOVEC_SIZE + IOVEC_LEN) >>> 2]!;
-    return sum;
   }
 
   #blocking(): OffloadPool {

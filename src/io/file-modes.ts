@@ -34,6 +34,8 @@ class FileMode {
   readFlags = OFFLOAD;
   writeFlags = OFFLOAD;
   inMemory = false;
+  /** The host has kept its promise for reads of this file. */
+  readsNowait = false;
 }
 
 export class FileModes {
@@ -88,6 +90,19 @@ export class FileModes {
     this.#writeSlowUntilNs = endNs + Math.max(WRITE_BACK_OFF_NS_MIN, WRITE_BACK_OFF * takenNs);
   }
 
+  /**
+   * The host reads of this file what it can without blocking. A ring then does, too, many in one
+   * system call. Asked for before each read: now and then it has to show it again.
+   */
+  readsNowait(fd: number): boolean {
+    return this.#mode(fd).readsNowait;
+  }
+
+  /** A read with RWF_NOWAIT ended, with data or without. */
+  nowaitReadEnded(fd: number): void {
+    this.#mode(fd).readsNowait = true;
+  }
+
   /** The host gives no promise for reads of this file: -EOPNOTSUPP. */
   refuseNowaitRead(fd: number): void {
     const mode = this.#mode(fd);
@@ -114,6 +129,7 @@ export class FileModes {
     }
     if (--mode.checkIn < 0) {
       mode.checkIn = OPERATIONS_PER_CHECK;
+      mode.readsNowait = false;
       const flags = this.#linux.fcntl(fd, F_GETFL);
       // O_SYNC includes O_DSYNC. Of direct I/O, RWF_NOWAIT waits for the disk all the same.
       mode.readFlags = (flags & O_DIRECT) === 0 ? RWF_NOWAIT : OFFLOAD;

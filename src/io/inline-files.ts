@@ -37,6 +37,7 @@ export class InlineFiles {
       this.modes.refuseNowaitRead(fd);
       return this.readv(fd, iov, iovCount, offset);
     }
+    if (flags !== 0) this.modes.nowaitReadEnded(fd);
     // Linux 5.9 and 5.10 say so of pages that are not there, too: preadv2(2), BUGS.
     return result === 0 ? -EAGAIN : result;
   }

@@ -27,6 +27,7 @@ import {
 import type { KeepAlive, ListenAddress } from "../iothread/messages.ts";
 import { EADDRINUSE, EAGAIN, EISDIR, ENOENT, strerror } from "../runtime/errno.ts";
 import type { Linux } from "../runtime/linux.ts";
+import { statPlace } from "../runtime/linux-mount.ts";
 import { OutportError } from "../util/error.ts";
 
 /** SOMAXCONN of Linux; the host's own limit caps it. */
@@ -89,7 +90,7 @@ export function closeListener(linux: Linux, listener: Listener): void {
 export function removeFile(linux: Linux, { file }: Listener): void {
   if (file === null) return;
   const { path, dev, ino } = file;
-  const now = linux.stat(path);
+  const now = statPlace(linux, path);
   if (typeof now === "object" && now.dev === dev && now.ino === ino) linux.unlink(path);
 }
 
@@ -114,13 +115,13 @@ function listenUnix(linux: Linux, path: string): Listener {
 }
 
 function own(linux: Linux, path: string): Listener["file"] {
-  const made = linux.stat(path);
+  const made = statPlace(linux, path);
   return typeof made === "object" ? { path, dev: made.dev, ino: made.ino } : null;
 }
 
 /** Makes room for bind() where an earlier daemon left its socket. */
 function removeStaleSocket(linux: Linux, path: string): void {
-  const found = linux.stat(path);
+  const found = statPlace(linux, path);
   if (found === -ENOENT) return;
   if (typeof found === "number") throw failure(`Failed to unlink socket ${path}`, found);
   if ((found.mode & S_IFMT) === S_IFDIR) {

@@ -4,6 +4,8 @@
  * kernel gets `address + at`. Thread: iothread.
  */
 import {
+  IOVEC_LEN,
+  IOVEC_SIZE,
   MADV_DONTNEED,
   MAP_ANONYMOUS,
   MAP_FIXED_NOREPLACE,
@@ -77,6 +79,15 @@ export class Memory {
   setU64(at: number, value: number): void {
     this.u32[at >>> 2] = value >>> 0;
     this.u32[(at >>> 2) + 1] = (value / 0x1_0000_0000) >>> 0;
+  }
+
+  /** Sum of the lengths of `count` struct iovec at this address; 0 when they are elsewhere. */
+  iovBytes(iov: number, count: number): number {
+    const at = iov - this.address;
+    if (at < 0 || at + count * IOVEC_SIZE > this.bytes) return 0;
+    let sum = 0;
+    for (let i = 0; i < count; i++) sum += this.u32[(at + i * IOVEC_SIZE + IOVEC_LEN) >>> 2]!;
+    return sum;
   }
 
   /** Ends the mapping. No view may be touched and nothing may be in flight afterwards. */

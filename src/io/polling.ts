@@ -24,7 +24,10 @@ const LOOKS_PER_CLOCK = 16;
 
 /** Work that no engine tells of: rings in memory that others fill. */
 export interface PollSource {
-  /** Does what work there is; without a system call when there is none. True: there was some. */
+  /**
+   * Does some of what work there is; without a system call when there is none. True: there was
+   * some, and there may be more.
+   */
   poll(): boolean;
   /** From now on who brings work wakes the thread. True: somebody brought some before that. */
   allowSleep(): boolean;
@@ -77,14 +80,15 @@ export class AdaptivePolling {
 
   /** The same, looking at the sources between any two looks at the engine. */
   #waitWithSources(engine: IoEngine, timeoutNs: number, nowNs: () => number): void {
+    // What the last turn published goes out before the next requests take their time.
     const completed = engine.wait(0);
-    if (this.#pollSources() || completed > 0 || timeoutNs === 0) return;
+    if (this.#serveSources(engine) || completed > 0 || timeoutNs === 0) return;
     const startNs = nowNs();
     const limitNs = Math.min(this.#pollNs, timeoutNs);
     let elapsedNs = 0;
     while (elapsedNs < limitNs) {
       for (let look = 0; look < LOOKS_PER_CLOCK; look++) {
-        if (this.#pollSources()) return;
+        if (this.#serveSources(engine)) return;
         if (engine.hasWork?.() === true && engine.wait(0) > 0) return;
       }
       if (engine.hasWork === undefined && engine.wait(0) > 0) return;
@@ -95,9 +99,11 @@ export class AdaptivePolling {
     this.#adapt(nowNs() - startNs, woken);
   }
 
-  #pollSources(): boolean {
+  /** Ends in the same turn what can end at once, so that it is published soon. */
+  #serveSources(engine: IoEngine): boolean {
     let found = false;
     for (const source of this.sources) if (source.poll()) found = true;
+    if (found) engine.wait(0);
     return found;
   }
 

@@ -2,7 +2,7 @@
  * One loop per iothread: flush submissions → wait → reap completions → run callbacks → publish →
  * again. It blocks in one system call and nothing else. Thread: iothread.
  */
-import { EAGAIN, EINTR } from "../runtime/errno.ts";
+import { EAGAIN, ECANCELED, EINTR } from "../runtime/errno.ts";
 import type { Linux } from "../runtime/linux.ts";
 import { assert } from "../util/error.ts";
 import type { BufferPool } from "./buffers.ts";
@@ -84,6 +84,12 @@ export class Reactor {
     return this.#turnNs;
   }
 
+  /** Looks at the clock once more, for what ends in the turn in which it began. */
+  renewTurnNs(): number {
+    this.#turnNs = this.nowNs();
+    return this.#turnNs;
+  }
+
   /**
    * A new kind of completion; for makeToken(). Made once per part of the program, not per request.
    */
@@ -97,13 +103,24 @@ export class Reactor {
    * `await reactor.op((engine, token) => engine.fsync(fd, true, token))`. Starts again by itself
    * after EINTR and EAGAIN.
    */
-  op(start: (engine: IoEngine, token: Token) => void): Promise<number> {
-    const slot = this.#opFree.pop() ?? this.#ops.length;
-    assert(slot < OPS_MAX, "async operations are bounded by their callers");
-    return new Promise((resolve) => {
-      this.#ops[slot] = { start, resolve };
-      start(this.engine, makeToken(this.#opKind, slot));
-    });
+  op(start: AsyncOp["start"]): Promise<number> {
+    return new Promise((resolve) => this.#startOp({ start, resolve, isCancelled: false }));
+  }
+
+  /** The same for what may take for ever. */
+  cancellableOp(start: AsyncOp["start"]): CancellableOp {
+    const { promise, resolve } = Promise.withResolvers<number>();
+    const op = { start, resolve, isCancelled: false };
+    const slot = this.#startOp(op);
+    return {
+      result: promise,
+      cancel: () => {
+        // Whoever waits for it may not have heard yet that it has ended: the slot is another's.
+        if (this.#ops[slot] !== op || op.isCancelled) return;
+        op.isCancelled = true;
+        this.engine.cancel(makeToken(this.#opKind, slot));
+      },
+    };
   }
 
   /** Suspends a slow path for some time. */
@@ -188,21 +205,38 @@ export class Reactor {
     }
   }
 
+  #startOp(op: AsyncOp): number {
+    const slot = this.#opFree.pop() ?? this.#ops.length;
+    assert(slot < OPS_MAX, "async operations are bounded by their callers");
+    this.#ops[slot] = op;
+    op.start(this.engine, makeToken(this.#opKind, slot));
+    return slot;
+  }
+
   #onOp(slot: number, result: number): void {
     const op = this.#ops[slot]!;
     assert(op !== null, "an async operation completes once");
-    if (result === -EINTR || result === -EAGAIN) {
+    const isAgain = result === -EINTR || result === -EAGAIN;
+    if (isAgain && !op.isCancelled) {
       op.start(this.engine, makeToken(this.#opKind, slot));
       return;
     }
     this.#ops[slot] = null;
     this.#opFree.push(slot);
     this.#asyncRunnable = true;
-    op.resolve(result);
+    op.resolve(isAgain ? -ECANCELED : result);
   }
 }
 
 interface AsyncOp {
   start(engine: IoEngine, token: Token): void;
   resolve(result: number): void;
+  isCancelled: boolean;
+}
+
+export interface CancellableOp {
+  /** -ECANCELED when it was cancelled, unless that was too late. */
+  readonly result: Promise<number>;
+  /** Does nothing once it has ended. */
+  cancel(): void;
 }

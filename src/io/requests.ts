@@ -46,6 +46,8 @@ export class RequestTable {
   readonly doneBytes: Float64Array;
   /** When it was submitted: reactor.turnNs. */
   readonly startNs: Float64Array;
+  /** How many requests have had the slot, modulo 2^32. */
+  readonly serial: Uint32Array;
   #free: Int32Array;
   #freeCount: number;
   #waiters: (() => void)[] = [];
@@ -63,6 +65,7 @@ export class RequestTable {
     this.carrier = new Array(capacity).fill(null);
     this.doneBytes = new Float64Array(capacity);
     this.startNs = new Float64Array(capacity);
+    this.serial = new Uint32Array(capacity);
     this.#free = new Int32Array(capacity);
     for (let i = 0; i < capacity; i++) this.#free[i] = capacity - 1 - i;
     this.#freeCount = capacity;
@@ -70,6 +73,16 @@ export class RequestTable {
 
   get inUse(): number {
     return this.capacity - this.#freeCount;
+  }
+
+  /** For who must know whether all of them have ended: see serial. */
+  slotsInUse(): number[] {
+    const slots: number[] = [];
+    const count = this.inUse;
+    for (let slot = 0; slots.length < count; slot++) {
+      if (this.owner[slot] !== null) slots.push(slot);
+    }
+    return slots;
   }
 
   /** A slot, or NONE when all are taken: the transport then stops reading until one is freed. */
@@ -81,6 +94,14 @@ export class RequestTable {
     return slot;
   }
 
+  /**
+   * Whether who holds so many slots may take another: at most as many as are left, so that one
+   * takes half of them, and many leave something to others, too.
+   */
+  mayTake(heldCount: number): boolean {
+    return heldCount === 0 || heldCount < this.#freeCount;
+  }
+
   /** Calls back once, when a slot has become free; first come, first served. May ask again. */
   onFree(callback: () => void): void {
     this.#waiters.push(callback);
@@ -90,6 +111,7 @@ export class RequestTable {
     assert(this.owner[slot] !== null, "a slot is freed once");
     this.owner[slot] = null;
     this.carrier[slot] = null;
+    this.serial[slot]!++;
     this.#free[this.#freeCount++] = slot;
     while (this.#freeCount > 0 && this.#waiters.length > 0) this.#waiters.shift()!();
   }

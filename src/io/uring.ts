@@ -18,13 +18,14 @@ import {
   type Token,
 } from "./engine.ts";
 import { InlineFiles } from "./inline-files.ts";
+import type { Memory } from "./memory.ts";
 import type { OffloadPool } from "./offload.ts";
+import { NONE } from "./requests.ts";
 import { Ring } from "./ring.ts";
-
-type UringEngineOptions = Omit<EngineOptions, "memory">;
+import { Runs } from "./runs.ts";
 
 /** Throws OutportError of kind "unsupported" where io_uring is missing or forbidden. */
-export function createUringEngine(options: UringEngineOptions): IoEngine {
+export function createUringEngine(options: EngineOptions): IoEngine {
   return new UringEngine(new Ring(options.linux), options);
 }
 
@@ -38,14 +39,20 @@ class UringEngine implements IoEngine {
   #makeOffload: () => OffloadPool;
   #offload: OffloadPool | null = null;
   #inline: InlineFiles;
+  #memory: Memory;
+  #runs: Runs;
+  #runKind: number;
   #ignoreToken: Token;
   #offloadToken: Token;
 
-  constructor(ring: Ring, options: UringEngineOptions) {
+  constructor(ring: Ring, options: EngineOptions) {
     this.#ring = ring;
     this.#handlers = options.handlers;
     this.#makeOffload = options.offload;
     this.#inline = new InlineFiles(options.linux, options.nowNs);
+    this.#memory = options.memory;
+    this.#runs = new Runs(options.linux);
+    this.#runKind = options.handlers.push((run, result) => this.#onRun(run, result)) - 1;
     this.#ignoreToken = makeToken(options.handlers.push(() => {}) - 1, 0);
     this.#offloadToken = makeToken(options.handlers.push(() => this.#onOffload()) - 1, 0);
   }
@@ -55,9 +62,16 @@ class UringEngine implements IoEngine {
   }
 
   read(fd: number, address: number, bytes: number, offset: number, token: Token): void {
-    const result = this.#inline.read(fd, address, bytes, offset);
-    if (result !== -EAGAIN) this.post(token, result);
-    else this.#prep(abi.IORING_OP_READ, fd, offset, address, bytes, 0, token);
+    const runs = this.#runs;
+    if (!runs.goesOn(0, fd, bytes, offset, 0)) {
+      this.#endRun();
+      if (!runs.begin(0, fd, offset, 0)) {
+        this.#read(fd, address, bytes, offset, token);
+        return;
+      }
+    }
+    this.#inFlight++;
+    runs.add(address, bytes, token);
   }
 
   write(
@@ -68,13 +82,24 @@ class UringEngine implements IoEngine {
     rwFlags: number,
     token: Token,
   ): void {
-    const result = rwFlags === 0 ? this.#inline.write(fd, address, bytes, offset) : -EAGAIN;
-    if (result !== -EAGAIN) this.post(token, result);
-    else this.#prep(abi.IORING_OP_WRITE, fd, offset, address, bytes, rwFlags, token);
+    const runs = this.#runs;
+    if (!runs.goesOn(1, fd, bytes, offset, rwFlags)) {
+      this.#endRun();
+      if (!runs.begin(1, fd, offset, rwFlags)) {
+        this.#write(fd, address, bytes, offset, rwFlags, token);
+        return;
+      }
+    }
+    this.#inFlight++;
+    runs.add(address, bytes, token);
   }
 
   readv(fd: number, iov: number, iovCount: number, offset: number, token: Token): void {
-    this.#prep(abi.IORING_OP_READV, fd, offset, iov, iovCount, 0, token);
+    const inline = this.#inline;
+    const goesToRing = inline.modes.readsNowait(fd);
+    const result = goesToRing ? -EAGAIN : inline.readv(fd, iov, iovCount, offset);
+    if (result !== -EAGAIN) this.post(token, result);
+    else this.#prep(abi.IORING_OP_READV, fd, offset, iov, iovCount, 0, token);
   }
 
   writev(
@@ -85,7 +110,12 @@ class UringEngine implements IoEngine {
     rwFlags: number,
     token: Token,
   ): void {
-    this.#prep(abi.IORING_OP_WRITEV, fd, offset, iov, iovCount, rwFlags, token);
+    const bytes = this.#memory.iovBytes(iov, iovCount);
+    this.#writev(fd, iov, iovCount, offset, bytes, rwFlags, token);
+  }
+
+  readCached(fd: number, address: number, bytes: number, offset: number): number {
+    return this.#inline.read(fd, address, bytes, offset);
   }
 
   writeFromPipe(pipeFd: number, bytes: number, fd: number, offset: number): number {
@@ -158,6 +188,7 @@ class UringEngine implements IoEngine {
   }
 
   wait(timeoutNs: number): number {
+    this.#endRun();
     const ring = this.#ring;
     const block = timeoutNs > 0 && this.#aside.length === 0 && !ring.ready;
     if (block || ring.queued > 0 || ring.ready) {
@@ -171,6 +202,98 @@ class UringEngine implements IoEngine {
     this.#offload?.stop();
     this.#inline.close();
     this.#ring.close();
+    this.#runs.close();
+  }
+
+  #read(fd: number, address: number, bytes: number, offset: number, token: Token): void {
+    const { modes } = this.#inline;
+    const result = modes.readsNowait(fd) ? -EAGAIN : this.#inline.read(fd, address, bytes, offset);
+    if (result !== -EAGAIN) this.post(token, result);
+    else this.#prep(abi.IORING_OP_READ, fd, offset, address, bytes, 0, token);
+  }
+
+  #write(
+    fd: number,
+    address: number,
+    bytes: number,
+    offset: number,
+    rwFlags: number,
+    token: Token,
+  ): void {
+    const result = rwFlags === 0 ? this.#inline.write(fd, address, bytes, offset) : -EAGAIN;
+    if (result !== -EAGAIN) this.post(token, result);
+    else this.#prep(abi.IORING_OP_WRITE, fd, offset, address, bytes, rwFlags, token);
+  }
+
+  /** `bytes` in all, 0 when that isn't known. */
+  #writev(
+    fd: number,
+    iov: number,
+    iovCount: number,
+    offset: number,
+    bytes: number,
+    rwFlags: number,
+    token: Token,
+  ): void {
+    const inline = this.#inline;
+    const result = rwFlags === 0 ? inline.writev(fd, iov, iovCount, offset, bytes) : -EAGAIN;
+    if (result !== -EAGAIN) this.post(token, result);
+    else this.#prep(abi.IORING_OP_WRITEV, fd, offset, iov, iovCount, rwFlags, token);
+  }
+
+  /** Starts the open run, if there is one. */
+  #endRun(): void {
+    const runs = this.#runs;
+    const run = runs.open;
+    if (run === NONE) return;
+    runs.open = NONE;
+    const count = runs.count[run]!;
+    if (count === 1) {
+      this.#startPart(run, runs.partOf(run), runs.offset[run]!);
+      runs.free(run);
+      return;
+    }
+    const fd = runs.fd[run]!;
+    const offset = runs.offset[run]!;
+    const flags = runs.rwFlags[run]!;
+    const iov = runs.writeIovec(run);
+    const token = makeToken(this.#runKind, run);
+    if (runs.isWrite[run] === 0) this.readv(fd, iov, count, offset, token);
+    else this.#writev(fd, iov, count, offset, runs.bytes[run]!, flags, token);
+  }
+
+  /** Starts one part of a run as an operation of its own. */
+  #startPart(run: number, part: number, offset: number): void {
+    const runs = this.#runs;
+    const address = runs.partAddress[part]!;
+    const bytes = runs.partBytes[part]!;
+    const token = runs.tokens[part]!;
+    const fd = runs.fd[run]!;
+    this.#inFlight--;
+    if (runs.isWrite[run] === 0) this.#read(fd, address, bytes, offset, token);
+    else this.#write(fd, address, bytes, offset, runs.rwFlags[run]!, token);
+  }
+
+  /** What a run did not reach is done part by part: each gets an answer of its own. */
+  #onRun(run: number, result: number): void {
+    const runs = this.#runs;
+    const first = runs.partOf(run);
+    const end = first + runs.count[run]!;
+    let offset = runs.offset[run]!;
+    let left = result;
+    for (let part = first; part < end; part++) {
+      const bytes = runs.partBytes[part]!;
+      if (left > 0) {
+        const token = runs.tokens[part]!;
+        this.#inFlight--;
+        this.#handlers[token >>> TOKEN_SLOT_BITS]!(token & TOKEN_SLOT_MAX, Math.min(left, bytes));
+      } else {
+        this.#startPart(run, part, offset);
+      }
+      left -= bytes;
+      offset += bytes;
+    }
+    runs.free(run);
   }
 
   /** Fills one entry, in the words of struct io_uring_sqe. */

@@ -24,7 +24,7 @@ export function makeReactor(engineName: EngineName): Reactor {
   const offload = () => new OffloadPool({ linux, driver, threadsMax: 2 });
   const engine =
     engineName === "io_uring"
-      ? createUringEngine({ linux, handlers, offload, nowNs })
+      ? createUringEngine({ linux, memory, handlers, offload, nowNs })
       : createEpollEngine({ linux, memory, handlers, offload, nowNs });
   return new Reactor({
     linux,

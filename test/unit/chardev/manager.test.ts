@@ -61,7 +61,8 @@ function setUp() {
   } as unknown as RuntimeDriver;
   const linux = {
     socket: () => 9,
-    stat: () => -ENOENT,
+    // What statPlace() begins with: nothing is at any path.
+    mmap: () => -ENOENT,
     bind: () => state.bindResult,
     listen: () => 0,
     getsockopt: () => -ENOTSOCK,

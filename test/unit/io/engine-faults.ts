@@ -27,17 +27,17 @@ class FaultyLinux extends Linux {
       this.injected.set(error, (this.injected.get(error) ?? 0) + 1);
       return -error;
     };
-    /** Calls the real one with the only struct iovec at `iov` shortened. */
-    const shortened = (iov: number, call: () => number) => {
+    /** Calls the real one with the first struct iovec at `iov` alone, and shortened. */
+    const shortened = (iov: number, call: (iovCount: number) => number) => {
       const words = new Uint32Array(real.view(iov, 16));
       const bytes = words[2]!;
       words[2] = 1 + random.below(bytes);
-      const result = call();
+      const result = call(1);
       words[2] = bytes;
       return result;
     };
     const syscall: typeof real.syscall = (number, a = 0, b = 0, c = 0, d = 0, e = 0, f = 0) => {
-      const call = () => real.syscall(number, a, b, c, d, e, f);
+      const call = (count = c) => real.syscall(number, a, b, count, d, e, f);
       if (random.below(4) !== 0) return call();
       switch (number) {
         case sys.recvfrom:
@@ -46,7 +46,11 @@ class FaultyLinux extends Linux {
           return real.syscall(number, a, b, 1 + random.below(c), d, e, f);
         case sys.preadv2:
         case sys.pwritev2:
-          if (random.below(4) === 0) return tell(number === sys.preadv2 ? EIO : ENOSPC);
+          if (random.below(4) === 0) {
+            // What fails for several at once is tried for each.
+            if (c > 1) return -EIO;
+            return tell(number === sys.preadv2 ? EIO : ENOSPC);
+          }
           return random.below(2) === 0 ? -random.pick([EINTR, EAGAIN]) : shortened(b, call);
         case sys.epoll_pwait:
         case sys.epoll_pwait2:

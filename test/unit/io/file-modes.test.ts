@@ -48,6 +48,14 @@ describe("FileModes", () => {
     expect(modes.writeFlags(FD + 2, 0, 4096)).toBe(OFFLOAD);
   });
 
+  test("reads keep the host's promise once one has, until it is asked anew", () => {
+    expect(modes.readsNowait(FD)).toBe(false);
+    modes.nowaitReadEnded(FD);
+    for (let i = 0; i < 100; i++) expect(modes.readsNowait(FD)).toBe(true);
+    for (let i = 0; i < 200; i++) modes.readsNowait(FD);
+    expect(modes.readsNowait(FD)).toBe(false);
+  });
+
   test("without the promise, reads leave, and whole pages are written", () => {
     modes.refuseNowaitRead(FD);
     modes.refuseNowaitWrite(FD);

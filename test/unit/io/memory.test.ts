@@ -22,3 +22,14 @@ test("Memory keeps zero(), copy() and release() inside itself", () => {
   expect([memory.u8[0], memory.u8[4096]]).toEqual([0, 7]);
   memory.unmap();
 });
+
+test("Memory.iovBytes() adds up the lengths of vectors inside, and of no others", () => {
+  const memory = new Memory(new Linux(driver.ffi, driver.arch), 4096);
+  for (let i = 0; i < 3; i++) memory.setU64(4096 - 48 + i * 16 + 8, 1000 << i);
+  const iov = memory.address + 4096 - 48;
+  expect(memory.iovBytes(iov, 3)).toBe(7000);
+  expect(memory.iovBytes(iov + 16, 2)).toBe(6000);
+  expect(memory.iovBytes(iov, 4)).toBe(0);
+  expect(memory.iovBytes(memory.address - 16, 1)).toBe(0);
+  memory.unmap();
+});

@@ -95,6 +95,20 @@ describe("AdaptivePolling with a source", () => {
     expect(scene.sleeps).toEqual([]);
   });
 
+  test("lets the engine do at once what the source has begun", () => {
+    const { scene, polling, source } = make();
+    const waits: string[] = [];
+    const { engine } = scene;
+    const { wait } = engine;
+    engine.wait = (timeoutNs) => {
+      waits.push(`${source.done} done, ${timeoutNs} ns`);
+      return wait(timeoutNs);
+    };
+    source.workNs = 0;
+    scene.wait(polling, 1e9);
+    expect(waits).toEqual(["0 done, 0 ns", "1 done, 0 ns"]);
+  });
+
   test("finds work of the source while it polls, and sleeps only when that may wake it", () => {
     const { scene, polling, source } = make();
     for (let i = 0; i < 10; i++) scene.wait(polling, 20_000);

@@ -1,7 +1,9 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
+import { POLLIN } from "../../../src/abi/linux.ts";
+import { AF_UNIX, SHUT_RDWR, SOCK_STREAM } from "../../../src/abi/linux-socket.ts";
 import type { Reactor } from "../../../src/io/reactor.ts";
 import { NONE } from "../../../src/io/requests.ts";
-import { EAGAIN, EINTR, EIO } from "../../../src/runtime/errno.ts";
+import { EAGAIN, ECANCELED, EINTR, EIO } from "../../../src/runtime/errno.ts";
 import { ENGINES, makeReactor, runOn } from "../../support/reactor.ts";
 
 for (const engine of ENGINES) {
@@ -29,6 +31,27 @@ for (const engine of ENGINES) {
       );
       const results = await runOn(reactor, () => Promise.all(many));
       expect(results).toEqual(many.map((_, index) => index));
+    });
+
+    test("cancellableOp() ends early, and never takes another one along", async () => {
+      const [ours, theirs] = reactor.linux.socketpair(AF_UNIX, SOCK_STREAM) as [number, number];
+      const start = () => reactor.cancellableOp((io, token) => io.poll(ours, POLLIN, token));
+      const first = start();
+      reactor.turn(0);
+      first.cancel();
+      first.cancel();
+      expect(await runOn(reactor, () => first.result)).toBe(-ECANCELED);
+      const ended = reactor.cancellableOp((io, token) => io.post(token, 7));
+      reactor.turn(0);
+      // It has the slot now, before anybody has seen the other's result.
+      const next = start();
+      ended.cancel();
+      reactor.turn(0);
+      expect(await ended.result).toBe(7);
+      reactor.linux.shutdown(theirs, SHUT_RDWR);
+      expect(await runOn(reactor, () => next.result)).toBeGreaterThan(0);
+      reactor.linux.close(ours);
+      reactor.linux.close(theirs);
     });
 
     test("run() resumes async work before it sleeps, and ends with stop()", async () => {

@@ -16,6 +16,16 @@ describe("RequestTable", () => {
     expect(() => table.free(slots[0]!)).toThrow("a slot is freed once");
   });
 
+  test("lets nobody take more than is left to others", () => {
+    const table = new RequestTable(8);
+    let count = 0;
+    for (; table.mayTake(count); count++) table.allocate(owner);
+    expect([count, table.inUse]).toEqual([4, 4]);
+    let others = 0;
+    for (; table.mayTake(others); others++) table.allocate(owner);
+    expect([others, table.mayTake(0), table.inUse]).toEqual([2, true, 6]);
+  });
+
   test("calls who waits once, in order, while there are slots", () => {
     const table = new RequestTable(1);
     const slot = table.allocate(owner);
