@@ -10,7 +10,6 @@
  * made without MFD_ALLOW_SEALING) and whose owner truncates it while its guest runs.
  */
 import { MADV_DONTDUMP, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE } from "../abi/linux.ts";
-import { F_ADD_SEALS, F_GET_SEALS, F_SEAL_SEAL, F_SEAL_SHRINK } from "../abi/memfd.ts";
 import { VHOST_USER_MAX_RAM_SLOTS } from "../abi/vhost-user.ts";
 import type { Memory } from "../io/memory.ts";
 import type { PayloadMemory } from "../io/payload-memory.ts";
@@ -18,6 +17,7 @@ import { EEXIST, EINVAL, ENOENT, ENOSPC } from "../runtime/errno.ts";
 import type { FileStatus, Linux } from "../runtime/linux.ts";
 import { assert } from "../util/error.ts";
 import type { DirtyLog } from "./dirty-log.ts";
+import { sealAgainstShrinking } from "./shared-file.ts";
 
 /** Positions in a window are small integers, which is what makes them quick. */
 const WINDOW_BYTES = 2 ** 30;
@@ -54,6 +54,12 @@ export class Window {
   }
 }
 
+/** One region as it is mapped, for any thread of the process. */
+export interface MappedRegion {
+  readonly options: RegionOptions;
+  readonly mapped: Pick<Region, "file" | "isSealed" | "mapAddress" | "mapBytes" | "hostAddress">;
+}
+
 export class Region {
   readonly guestAddress: number;
   readonly guestEnd: number;
@@ -70,10 +76,7 @@ export class Region {
   /** Once it is removed: the last epoch whose requests may use it. */
   epoch = 0;
 
-  constructor(
-    options: RegionOptions,
-    mapped: Pick<Region, "file" | "isSealed" | "mapAddress" | "mapBytes" | "hostAddress">,
-  ) {
+  constructor(options: RegionOptions, mapped: MappedRegion["mapped"]) {
     this.guestAddress = options.guestAddress;
     this.guestEnd = options.guestAddress + options.bytes;
     this.userAddress = options.userAddress;
@@ -261,6 +264,27 @@ export class GuestMemory implements PayloadMemory {
     }
   }
 
+  /** Gives all regions away, mapped as they are. Nothing is in flight. */
+  detach(): MappedRegion[] {
+    assert(this.#retired.length === 0, "no request keeps memory");
+    const regions = this.#regions;
+    this.#regions = [];
+    this.#use([]);
+    return regions.map((region) => {
+      const { guestAddress, userAddress, bytes, fileOffset } = region;
+      const { file, isSealed, mapAddress, mapBytes, hostAddress } = region;
+      return {
+        options: { fd: -1, guestAddress, userAddress, bytes, fileOffset },
+        mapped: { file, isSealed, mapAddress, mapBytes, hostAddress },
+      };
+    });
+  }
+
+  /** Takes over what detach() gave on another thread; has none of its own. */
+  attach(regions: readonly MappedRegion[]): void {
+    this.#use(regions.map(({ options, mapped }) => new Region(options, mapped)));
+  }
+
   /** Removes all. What requests in flight use is unmapped when they end. */
   clear(): void {
     this.#use([]);
@@ -315,7 +339,7 @@ export class GuestMemory implements PayloadMemory {
     const { linux } = this;
     const { fd, fileOffset, bytes } = options;
     if (!isSane(options)) return -EINVAL;
-    const isSealed = seal(linux, fd);
+    const isSealed = sealAgainstShrinking(linux, fd);
     const file = linux.fstat(fd);
     if (typeof file === "number") return file;
     if (fileOffset + bytes > file.bytes) return -EINVAL;
@@ -381,13 +405,4 @@ function isSane({ fileOffset, guestAddress, userAddress, bytes }: RegionOptions)
 
 function overlaps(regions: readonly Region[], { guestAddress, guestEnd }: Region): boolean {
   return regions.some((one) => guestAddress < one.guestEnd && one.guestAddress < guestEnd);
-}
-
-/** Asks that the file shall not shrink; true when it can't. */
-function seal(linux: Linux, fd: number): boolean {
-  const seals = linux.fcntl(fd, F_GET_SEALS);
-  if (seals < 0) return false;
-  if ((seals & F_SEAL_SHRINK) !== 0) return true;
-  if ((seals & F_SEAL_SEAL) !== 0) return false;
-  return linux.fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK) === 0;
 }

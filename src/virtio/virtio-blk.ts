@@ -61,6 +61,9 @@ export interface QueueOptions {
   readonly inflight: ArrayBuffer | null;
 }
 
+/** Requests that one look at a polled queue takes: more would wait too long for each other. */
+const PASS_MAX = 64;
+
 /** What the device asks of its backend. */
 type BlkOp =
   | typeof OP_READ
@@ -103,12 +106,16 @@ export class VirtioBlk implements RequestOwner {
   #negotiated = 0n;
   /** The driver's choice, with CONFIG_WCE. */
   #writeCache: boolean;
+  #writeCacheKnown = true;
   /** REQ_FUA when every write has to be stable as it completes. */
   #writeFlags = 0;
   #queues: (BlkQueue | null)[];
   #chain = new Chain();
   #request: BlkRequest;
   #dirty: BlkQueue[] = [];
+  /** Slots that it holds, and queues that wait for it to hold fewer. */
+  #heldCount = 0;
+  #short: BlkQueue[] = [];
   #publishAll = () => this.#publish();
   /** By queue: processQueue(), made once. */
   #resumes: (() => void)[];
@@ -161,11 +168,22 @@ export class VirtioBlk implements RequestOwner {
     return configSpace(this.#options, this.#backend.node.bytes, this.#writeCache);
   }
 
+  /** The driver's choice; null: the driver may believe what it set elsewhere. */
+  get writeCache(): boolean | null {
+    return this.#writeCacheKnown ? this.#writeCache : null;
+  }
+
+  /** Null: every write is stable, until the driver tells, or flushes as who has a cache does. */
+  set writeCache(isOn: boolean | null) {
+    this.#writeCacheKnown = isOn !== null;
+    this.#writeCache = isOn ?? this.#writeCache;
+    this.#updateWriteFlags();
+  }
+
   /** The driver writes to the configuration space. False: not there. */
   setConfig(offset: number, bytes: Uint8Array): boolean {
     if (offset !== abi.VIRTIO_BLK_CONFIG_WCE || bytes.length !== 1) return false;
-    this.#writeCache = bytes[0] !== 0;
-    this.#updateWriteFlags();
+    this.writeCache = bytes[0] !== 0;
     return true;
   }
 
@@ -215,7 +233,10 @@ export class VirtioBlk implements RequestOwner {
     await Promise.all(this.#queues.map((_, index) => this.stopQueue(index)));
   }
 
-  /** Starts what is available in any queue; no system call where nothing is. True: there was. */
+  /**
+   * Starts some of what is available in each queue; no system call where nothing is. True: there
+   * was, and there may be more.
+   */
   poll(): boolean {
     let found = false;
     for (let index = 0; index < this.#queues.length; index++) {
@@ -238,7 +259,10 @@ export class VirtioBlk implements RequestOwner {
     return found;
   }
 
-  /** Starts what is available. Nothing happens to a queue that is stopped. */
+  /**
+   * Starts what is available, or some of it: with `pollsQueues`, poll() finds the rest. Nothing
+   * happens to a queue that is stopped.
+   */
   processQueue(index: number): void {
     const queue = this.#queues[index];
     if (queue === null || queue === undefined || queue.isWaiting) return;
@@ -246,7 +270,9 @@ export class VirtioBlk implements RequestOwner {
     const chain = this.#chain;
     ring.suppressKicks();
     queue.isSilent = true;
+    let left = this.pollsQueues ? PASS_MAX : Infinity;
     for (;;) {
+      if (left-- === 0) return;
       if (queue.isStopping && ring.resubmitCount === 0) return;
       const found = ring.peek(chain);
       if (found === BROKEN) {
@@ -283,6 +309,7 @@ export class VirtioBlk implements RequestOwner {
     requests.payload[slot] = null;
     requests.iovCount[slot] = 0;
     this.#memory.leave(this.#epochOf[slot]!);
+    this.#heldCount--;
     requests.free(slot);
   }
 
@@ -293,7 +320,7 @@ export class VirtioBlk implements RequestOwner {
   /** Spec: VIRTIO 1.3 §5.2.6.2, which writes are stable once they complete. */
   #updateWriteFlags(): void {
     const hasCache = this.#has(abi.VIRTIO_BLK_F_CONFIG_WCE)
-      ? this.#writeCache
+      ? this.#writeCache && this.#writeCacheKnown
       : this.#has(abi.VIRTIO_BLK_F_FLUSH);
     this.#writeFlags = hasCache ? 0 : REQ_FUA;
   }
@@ -322,6 +349,7 @@ export class VirtioBlk implements RequestOwner {
       case abi.VIRTIO_BLK_T_OUT:
         return this.#transfer(queue, OP_WRITE);
       case abi.VIRTIO_BLK_T_FLUSH:
+        if (!this.#writeCacheKnown) this.writeCache = this.#writeCache;
         return this.#submit(queue, OP_FLUSH, 0, 0, 0);
       case abi.VIRTIO_BLK_T_DISCARD:
       case abi.VIRTIO_BLK_T_WRITE_ZEROES:
@@ -401,12 +429,14 @@ export class VirtioBlk implements RequestOwner {
     const count = isTransfer ? request.end - request.first : 0;
     const iovAt = count > 1 ? this.#allocateIovec(queue, count) : NONE;
     if (count > 1 && iovAt === NONE) return false;
-    const slot = requests.allocate(this);
+    const slot = requests.mayTake(this.#heldCount) ? requests.allocate(this) : NONE;
     if (slot === NONE) {
       if (iovAt !== NONE) this.#reactor.buffers.free(iovAt);
-      requests.onFree(this.#resumes[queue.index]!);
+      if (this.#heldCount === 0) requests.onFree(this.#resumes[queue.index]!);
+      else this.#short.push(queue);
       return false;
     }
+    this.#heldCount++;
     queue.ring.take(chain);
     requests.op[slot] = op;
     requests.offset[slot] = offset;
@@ -487,6 +517,15 @@ export class VirtioBlk implements RequestOwner {
       }
     }
     dirty.length = 0;
+    if (this.#short.length > 0) this.#resumeShort();
+  }
+
+  /** After the end of some of its requests. */
+  #resumeShort(): void {
+    const short = this.#short.splice(0);
+    // Another one is the first each time.
+    short.push(short.shift()!);
+    for (const queue of short) this.#resume(queue.index);
   }
 
   #remap(): void {

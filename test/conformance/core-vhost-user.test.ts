@@ -3,8 +3,16 @@
  * and a back-end that is killed in the middle of writes.
  */
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
-import { existsSync, readFileSync, unlinkSync } from "node:fs";
+import { existsSync, readFileSync, unlinkSync, writeFileSync } from "node:fs";
 import { AF_UNIX, SOCK_NONBLOCK, SOCK_STREAM } from "../../src/abi/linux-socket.ts";
+import {
+  LOG_ENTRY_FLAGS,
+  LOG_ENTRY_NR_SECTORS,
+  LOG_FLUSH_FLAG,
+  LOG_FUA_FLAG,
+  LOG_SUPER_NR_ENTRIES,
+  LOG_SUPER_SECTORSIZE,
+} from "../../src/abi/log-writes.ts";
 import * as vu from "../../src/abi/vhost-user.ts";
 import * as blk from "../../src/abi/virtio-blk.ts";
 import { VIRTIO_F_RING_PACKED } from "../../src/abi/virtio-ring.ts";
@@ -237,30 +245,47 @@ describe("a vhost-user-blk export", () => {
     await running.qmp.execute("blockdev-del", { "node-name": "disk" });
   });
 
-  test("keeps its iothread from going, and itself from moving while it has a client", async () => {
+  test("keeps its iothread from going, and moves along with its node and its client", async () => {
     await using place = await makePlace();
     const before = ["--object", "iothread,id=io0", "--object", "iothread,id=io1", ...place.nodes];
     await using running = await start(place, ",writable=on,iothread=io0", before);
     const { qmp } = running;
     await expect(qmp.execute("object-del", { id: "io0" })).rejects.toThrow("in use");
-    // Without a client it goes along with its node.
     const nbd = { type: "nbd", id: "n", "node-name": "disk", "fixed-iothread": true };
     await qmp.execute("nbd-server-start", {
       addr: { type: "unix", data: { path: `${place.socket}.nbd` } },
     });
-    await qmp.execute("block-export-add", { ...nbd, iothread: "io1" });
+    const move = async (iothread: string) => {
+      await qmp.execute("block-export-add", { ...nbd, iothread });
+      await qmp.execute("block-export-del", { id: "n" });
+      await qmp.event("BLOCK_EXPORT_DELETED", ({ id }) => id === "n");
+    };
+    await move("io1");
     await qmp.execute("object-del", { id: "io0" });
-    await qmp.execute("block-export-del", { id: "n" });
-    await qmp.event("BLOCK_EXPORT_DELETED", ({ id }) => id === "n");
-    const guest = new Guest(place.socket);
-    await guest.start();
-    expect(await guest.write(0, new Uint8Array(512))).toBe(OK);
     await qmp.execute("object-add", { "qom-type": "iothread", id: "io0" });
-    await expect(qmp.execute("block-export-add", { ...nbd, iothread: "io0" })).rejects.toThrow(
-      "Cannot change iothread of active block backend",
-    );
-    expect(await guest.write(1, new Uint8Array(512))).toBe(OK);
-    guest.close();
+    for (const packed of [false, true]) {
+      const guest = new Guest(place.socket, packed);
+      await guest.start({ tracked: true });
+      let isOver = false;
+      let count = 0;
+      const work = (async () => {
+        for (; !isOver && count < 1000; count++) {
+          expect(await guest.write(count, new Uint8Array(pattern(512, count + 1)))).toBe(OK);
+        }
+      })();
+      for (let round = 0; round < 5; round++) {
+        await move("io0");
+        await move("io1");
+      }
+      isOver = true;
+      await work;
+      expect(count).toBeGreaterThan(0);
+      for (let i = 0; i < Math.min(count, 50); i++) {
+        expect(await guest.read(i, 512)).toEqual(new Uint8Array(pattern(512, i + 1)));
+      }
+      guest.close();
+    }
+    expect(running.daemon.stderr).toBe("");
   });
 });
 
@@ -286,6 +311,7 @@ describe("block_resize under a vhost-user-blk export", () => {
     await using running = await start(place);
     const guest = new Guest(place.socket);
     await guest.start();
+    expect(await guest.capacity()).toBe(BYTES / 512);
     const [ours, theirs] = linux.socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK) as [
       number,
       number,
@@ -310,6 +336,59 @@ describe("block_resize under a vhost-user-blk export", () => {
     channel.close();
     await resize(running, 3 * BYTES);
     expect(await guest.write(0, new Uint8Array(512))).toBe(OK);
+    guest.close();
+  });
+});
+
+/** Of the last entry in a log of blklogwrites. */
+function lastFlags(path: string): number {
+  const log = readFileSync(path);
+  const sectorBytes = log.readUInt32LE(LOG_SUPER_SECTORSIZE);
+  const count = Number(log.readBigUInt64LE(LOG_SUPER_NR_ENTRIES));
+  let at = sectorBytes;
+  let flags = 0;
+  for (let i = 0; i < count; i++) {
+    flags = Number(log.readBigUInt64LE(at + LOG_ENTRY_FLAGS));
+    at += sectorBytes * (1 + Number(log.readBigUInt64LE(at + LOG_ENTRY_NR_SECTORS)));
+  }
+  return flags;
+}
+
+describe("a vhost-user-blk export whose driver turned the write cache off", () => {
+  test("makes each write stable, also after it was killed and started again", async () => {
+    await using place = await makePlace();
+    const log = `${place.directory}/writes.log`;
+    writeFileSync(log, "");
+    const serve = (append: string) =>
+      start({ ...place, exportOptions: place.exportOptions.replace("=disk", "=l") }, undefined, [
+        ...place.nodes,
+        ...["--blockdev", `file,node-name=log,filename=${log}`],
+        ...["--blockdev", `blklogwrites,node-name=l,file=disk,log=log,${append}`],
+      ]);
+    const isStable = async (): Promise<boolean> => {
+      expect(await guest.write(0, new Uint8Array(4096))).toBe(OK);
+      return (lastFlags(log) & (LOG_FUA_FLAG | LOG_FLUSH_FLAG)) !== 0;
+    };
+    const first = await serve("log-super-update-interval=1");
+    const guest = new Guest(place.socket);
+    await guest.start({ tracked: true });
+    expect(await isStable()).toBe(true);
+    expect(await guest.queue.request(blk.VIRTIO_BLK_T_FLUSH, 0)).toBe(OK);
+    expect(await isStable()).toBe(false);
+    const off = Uint8Array.of(...words(blk.VIRTIO_BLK_CONFIG_WCE, 1, 0), 0);
+    expect(await guest.client.tell(vu.VHOST_USER_SET_CONFIG, off)).toBe(0n);
+    expect(await isStable()).toBe(true);
+    first.daemon.kill();
+    await first.daemon.exitWithin(5_000);
+    first.qmp.close();
+    unlinkSync(first.pidfile);
+
+    await using _second = await serve("log-super-update-interval=1,log-append=on");
+    guest.reconnect();
+    await guest.start({ base: 4, tracked: true });
+    expect(await isStable()).toBe(true);
+    expect(await guest.queue.request(blk.VIRTIO_BLK_T_FLUSH, 0)).toBe(OK);
+    expect(await isStable()).toBe(true);
     guest.close();
   });
 });

@@ -85,6 +85,7 @@ class Rig {
       blockBytes: 512,
       queueCount: 3,
       serial: "",
+      state: null,
       log: () => {},
     });
     this.server.start();

@@ -112,7 +112,10 @@ class Rig {
   openArea(): void {
     const shape = { queueCount: 1, queueSize: this.shape.size, packed: this.shape.packed };
     const fd = InflightArea.create(this.reactor.linux, shape);
-    const area = InflightArea.open(this.reactor.linux, fd, 0, shape);
+    const area = InflightArea.open(this.reactor.linux, fd, shape, {
+      offset: 0,
+      bytes: InflightArea.bytes(shape),
+    });
     this.reactor.linux.close(fd);
     if (typeof area === "number") throw new Error(`open() said ${area}`);
     this.area = area;

@@ -250,8 +250,13 @@ export class ClientQueue {
   submit(type: number, sector: number, data: readonly Piece[]): number {
     const request = blkRequest(this.#ram, type, sector, data);
     if (this.queue.add(request.pieces) < 0) throw new Error("the queue is full");
-    if (this.queue.mustKick()) this.#client.linux.signalEventfd(this.kickFd);
+    this.kick();
     return request.statusAt;
+  }
+
+  /** Tells the device of what is available, if it wants to know. */
+  kick(): void {
+    if (this.queue.mustKick()) this.#client.linux.signalEventfd(this.kickFd);
   }
 
   /** One request from its start to its end; its status. */

@@ -36,6 +36,17 @@ export class BackendChannel {
     if (!this.#sending && !this.#closed) this.#reactor.spawn(() => this.#send());
   }
 
+  /** Instead of close(): its fd, or null when it is no good any more, or busy. */
+  detach(): number | null {
+    if (this.#closed || this.#sending) {
+      this.close();
+      return null;
+    }
+    this.#closed = true;
+    this.#memory.unmap();
+    return this.#fd;
+  }
+
   close(): void {
     if (this.#closed) return;
     this.#closed = true;

@@ -17,17 +17,22 @@ const ONE_AT = 8;
 /** One descriptor, which is this object's until close(). */
 export interface EventSource {
   close(): void;
+  /** Instead of close(): gives the descriptor away, once nothing is under way; -1: it failed. */
+  detach(): Promise<number>;
 }
 
 export interface EventTarget {
   /** Whoever waits on the other side wakes up. */
   signal(): void;
   close(): void;
+  detach(): Promise<number>;
 }
 
 interface Operation {
   readonly fd: number;
   onResult(result: number): void;
+  /** Gets the fd instead of its being closed. */
+  onDetached: ((fd: number) => void) | null;
 }
 
 export class EventFds {
@@ -57,6 +62,7 @@ export class EventFds {
     };
     const slot = this.#add({
       fd,
+      onDetached: null,
       onResult: (result) => {
         if (isClosed) this.#remove(slot);
         else if (isPolling && result >= 0) read();
@@ -76,13 +82,12 @@ export class EventFds {
     });
     const token = makeToken(this.#kind, slot);
     read();
-    return {
-      close: () => {
-        if (isClosed) return;
-        isClosed = true;
-        engine.cancel(token);
-      },
+    const close = (): void => {
+      if (isClosed) return;
+      isClosed = true;
+      engine.cancel(token);
     };
+    return { close, detach: async () => (isClosed ? -1 : this.#detach(slot, close)) };
   }
 
   /** Takes the fd. */
@@ -94,6 +99,7 @@ export class EventFds {
     const oneAddress = this.#memory.address + ONE_AT;
     const slot = this.#add({
       fd,
+      onDetached: null,
       onResult: () => {
         // It is as good as signalled when it is full, and nobody's when it fails.
         isWriting = false;
@@ -110,15 +116,13 @@ export class EventFds {
       isWriting = true;
       engine.writeStream(fd, oneAddress, 8, token);
     };
-    return {
-      signal,
-      close: () => {
-        if (isClosed) return;
-        isClosed = true;
-        if (isWriting) engine.cancel(token);
-        else this.#remove(slot);
-      },
+    const close = (): void => {
+      if (isClosed) return;
+      isClosed = true;
+      if (isWriting) engine.cancel(token);
+      else this.#remove(slot);
     };
+    return { signal, close, detach: () => this.#detach(slot, close) };
   }
 
   /** Of an fd that a front-end gave: its description may be anybody's, too. */
@@ -134,9 +138,20 @@ export class EventFds {
     return slot;
   }
 
+  /** Of one that is not closed. */
+  #detach(slot: number, close: () => void): Promise<number> {
+    return new Promise((resolve) => {
+      this.#operations[slot]!.onDetached = resolve;
+      close();
+    });
+  }
+
   /** Nothing is under way. */
   #remove(slot: number): void {
-    this.#reactor.linux.close(this.#operations[slot]!.fd);
+    const { fd, onDetached } = this.#operations[slot]!;
+    if (onDetached === null) this.#reactor.linux.close(fd);
+    else onDetached(fd);
+    this.#reactor.asyncResumed();
     this.#operations[slot] = null;
     this.#free.push(slot);
   }

@@ -4,11 +4,11 @@
  * Spec: qapi/block-export.json BlockExportOptionsVhostUserBlk
  */
 import { planListen } from "../../io/listen-plan.ts";
-import type { ExportOpen } from "../../iothread/messages.ts";
 import { doc, optional, size, str, uint16 } from "../../qapi/scalars.ts";
 import { type SocketAddress, socketAddress } from "../../qapi/sockets.ts";
 import { assert, OutportError } from "../../util/error.ts";
 import type { BlockExport, ExportType } from "../export.ts";
+import { HostedExports } from "../hosted.ts";
 import type { VhostUserBlkOptions } from "./service.ts";
 
 const members = {
@@ -35,78 +35,20 @@ const QUEUES_MAX = 1024;
 const SERIAL_BYTES_MAX = 20;
 const SERIAL_DEFAULT = "vhost_user_blk";
 
-/** An export that an iothread has, or will have when it has moved. */
-interface Hosted {
-  readonly open: Omit<ExportOpen, "nodeName">;
-  /** Ends when it serves again; null while it serves. */
-  move: Promise<void> | null;
-  endMove: () => void;
-  handover: unknown;
-  closing: boolean;
-}
-
 export function vhostUserBlkExportType(): ExportType {
-  /** By id. */
-  const exports = new Map<string, Hosted>();
-
-  const hostOf = ({ id }: BlockExport): Hosted => {
-    const hosted = exports.get(id);
-    assert(hosted !== undefined, `export '${id}' has been made`);
-    return hosted;
-  };
-
+  const hosted = new HostedExports("vhost-user-blk");
   return {
     name: "vhost-user-blk",
     members,
     allowsInactive: false,
     async create(exp) {
-      const options = await checkOptions(exp);
-      const { id, writable, writethrough } = exp;
-      const open = { id, type: "vhost-user-blk", writable, writethrough, options: { ...options } };
-      await exp.node.iothread.call("export-open", { ...open, nodeName: exp.node.nodeName });
-      exports.set(id, { open, move: null, endMove: () => {}, handover: null, closing: false });
+      await hosted.open(exp, { ...(await checkOptions(exp)) });
     },
-    async requestShutdown(exp, safe) {
-      const hosted = hostOf(exp);
-      await hosted.move;
-      const { iothread } = exp.node;
-      const { clientCount } = await iothread.call("export-shutdown", { id: exp.id, safe });
-      hosted.closing = true;
-      return clientCount;
-    },
-    async delete(exp) {
-      await hostOf(exp).move;
-      await exp.node.iothread.call("export-close", { id: exp.id });
-      exports.delete(exp.id);
-    },
-    async suspend(exp) {
-      const hosted = hostOf(exp);
-      const refusal = "Cannot change iothread of active block backend";
-      if (hosted.closing) throw new OutportError("in-use", refusal);
-      hosted.move = new Promise((resolve) => {
-        hosted.endMove = resolve;
-      });
-      try {
-        const { handover } = await exp.node.iothread.call("export-suspend", { id: exp.id });
-        hosted.handover = handover;
-      } catch (cause) {
-        endMove(hosted);
-        throw new OutportError("in-use", refusal, { cause });
-      }
-    },
-    async resume(exp) {
-      const hosted = hostOf(exp);
-      const open = { ...hosted.open, nodeName: exp.node.nodeName };
-      await exp.node.iothread.call("export-resume", { open, handover: hosted.handover });
-      endMove(hosted);
-    },
+    requestShutdown: (exp, safe) => hosted.requestShutdown(exp, safe),
+    delete: (exp) => hosted.close(exp),
+    suspend: (exp) => hosted.suspend(exp),
+    resume: (exp) => hosted.resume(exp),
   };
-}
-
-function endMove(hosted: Hosted): void {
-  hosted.handover = null;
-  hosted.move = null;
-  hosted.endMove();
 }
 
 /** In QSD's order. */

@@ -30,8 +30,8 @@ import {
   VHOST_USER_NEED_REPLY_MASK,
 } from "../../abi/vhost-user.ts";
 import { Memory } from "../../io/memory.ts";
-import type { Reactor } from "../../io/reactor.ts";
-import { strerror } from "../../runtime/errno.ts";
+import type { CancellableOp, Reactor } from "../../io/reactor.ts";
+import { ECANCELED, strerror } from "../../runtime/errno.ts";
 import {
   checkHeader,
   checkShape,
@@ -54,12 +54,17 @@ const MEMORY_BYTES = 4096;
 /** What ended the connection: what the front-end did wrong, or null when it just left. */
 export interface Ended {
   readonly fault: string | null;
+  /** It has not ended, but was interrupted between two messages. */
+  readonly isInterrupted?: boolean;
 }
 
 export class MessageSocket {
   readonly fd: number;
   #reactor: Reactor;
   #memory: Memory;
+  /** Waits for the first byte of a message. */
+  #waiting: CancellableOp | null = null;
+  #isInterrupted = false;
 
   constructor(reactor: Reactor, fd: number) {
     this.#reactor = reactor;
@@ -91,6 +96,22 @@ export class MessageSocket {
       done += result;
     }
     return true;
+  }
+
+  /** receive() says so from now on before it begins with another message. */
+  interrupt(): void {
+    this.#isInterrupted = true;
+    this.#waiting?.cancel();
+  }
+
+  endInterrupt(): void {
+    this.#isInterrupted = false;
+  }
+
+  /** Instead of close(): gives the fd away. */
+  detach(): number {
+    this.#memory.unmap();
+    return this.fd;
   }
 
   /** Ends receive() and send() soon. */
@@ -132,9 +153,14 @@ export class MessageSocket {
     const memory = this.#memory;
     for (let done = 0; done < bytes; ) {
       this.#writeHeader(0, done, bytes - done, CONTROL_BYTES);
-      const result = await this.#reactor.op((engine, token) =>
+      const isBetween = mayEnd && done === 0;
+      if (isBetween && this.#isInterrupted) return { fault: null, isInterrupted: true };
+      const receiving = this.#reactor.cancellableOp((engine, token) =>
         engine.recvmsg(this.fd, memory.address, MSG_CMSG_CLOEXEC, token),
       );
+      this.#waiting = isBetween ? receiving : null;
+      const result = await receiving.result;
+      if (result === -ECANCELED) continue;
       if (result < 0) return { fault: `Error while recvmsg: ${strerror(result)}` };
       this.#readControl(fds);
       if ((memory.u32[MSGHDR_FLAGS >>> 2]! & MSG_CTRUNC) !== 0 || fds.length > VHOST_USER_MAX_FDS) {

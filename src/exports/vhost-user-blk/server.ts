@@ -3,10 +3,9 @@
  * in the backlog. Thread: iothread.
  * Spec: vhost-user.rst; QEMU's util/vhost-user-server.c for what becomes of faulty front-ends
  */
-import { VIRTIO_BLK_CONFIG_WCE } from "../../abi/virtio-blk.ts";
 import type { BlockBackend } from "../../block/backend.ts";
-import type { Token } from "../../io/engine.ts";
-import type { Reactor } from "../../io/reactor.ts";
+import { OP_FLUSH } from "../../block/node.ts";
+import type { CancellableOp, Reactor } from "../../io/reactor.ts";
 import { strerror } from "../../runtime/errno.ts";
 import { assert, OutportError } from "../../util/error.ts";
 import type { Log } from "../../util/log.ts";
@@ -16,12 +15,17 @@ import type { Answer } from "./answer.ts";
 import { BackendChannel } from "./backend-channel.ts";
 import type { EventFds } from "./event-fds.ts";
 import { encodeMessage, encodeU64, type Message } from "./message.ts";
-import { MessageSocket } from "./message-socket.ts";
+import { type Ended, MessageSocket } from "./message-socket.ts";
 import { RingPolling } from "./ring-polling.ts";
-import { Session } from "./session.ts";
+import { Session, type SessionState } from "./session.ts";
 
 /** After a failed accept: out of descriptors or memory, mostly. */
 const ACCEPT_PAUSE_NS = 100_000_000;
+/** How long a front-end may take to end a message before a move. */
+const INTERRUPT_ATTEMPTS = 200;
+const INTERRUPT_PAUSE_NS = 1_000_000;
+/** Refusals of one session that are worth a line in the log. */
+const LOGGED_REFUSALS_MAX = 16;
 
 export interface VhostUserServerParts {
   readonly reactor: Reactor;
@@ -32,6 +36,8 @@ export interface VhostUserServerParts {
   readonly blockBytes: number;
   readonly queueCount: number;
   readonly serial: string;
+  /** Of the server that was there before; null: there was none. */
+  readonly state: ServerState | null;
   readonly log: Log;
 }
 
@@ -40,20 +46,41 @@ interface Client {
   readonly session: Session;
   readonly device: VirtioBlk;
   readonly polling: RingPolling;
+  /** Nothing is read from it any more. */
+  isLeaving: boolean;
+  /** Resolves when it is not this server's any more. */
+  readonly left: Promise<void>;
+  readonly onLeft: () => void;
+}
+
+/** A front-end on its way to another thread. */
+interface MovingClient {
+  readonly fd: number;
+  readonly session: SessionState;
+}
+
+/** What one server leaves to the next. */
+export interface ServerState {
+  /** See VirtioBlk. */
+  readonly writeCache: boolean | null;
+  readonly client: MovingClient | null;
 }
 
 export class VhostUserServer {
   #parts: VhostUserServerParts;
   #client: Client | null = null;
-  /** Of the accept under way. */
-  #acceptToken: Token | null = null;
+  #accepting: CancellableOp | null = null;
   #stopping = false;
   #ended: Promise<void> | null = null;
-  /** What the last driver wanted of the write cache; null: nothing yet. */
-  #writeCache: number | null = null;
+  /** See VirtioBlk: what the last driver wanted of the write cache. */
+  #writeCache: boolean | null;
+  /** A front-end that comes from another thread, or goes to one. */
+  #moving: MovingClient | null;
 
   constructor(parts: VhostUserServerParts) {
     this.#parts = parts;
+    this.#writeCache = parts.state?.writeCache ?? null;
+    this.#moving = parts.state?.client ?? null;
   }
 
   get hasClient(): boolean {
@@ -71,7 +98,7 @@ export class VhostUserServer {
   /** The front-end that is there, if there is one, is the last. */
   stopAccepting(): void {
     this.#stopping = true;
-    if (this.#acceptToken !== null) this.#parts.reactor.engine.cancel(this.#acceptToken);
+    this.#accepting?.cancel();
   }
 
   /** Drops the front-end; resolves when its last request has ended. The listener stays open. */
@@ -79,6 +106,22 @@ export class VhostUserServer {
     this.stopAccepting();
     this.#client?.socket.shutdown();
     await this.#ended;
+  }
+
+  /**
+   * Instead of stop(): what a server elsewhere goes on with, front-end and all. Throws OutportError
+   * of kind in-use when the front-end is in the middle of a message, and nothing has changed.
+   */
+  async suspend(): Promise<ServerState> {
+    while (this.#client !== null && this.#moving === null) {
+      if (!(await this.#interrupt(this.#client))) {
+        const text = `The front-end of export '${this.#parts.exportId}' does not end its message`;
+        throw new OutportError("in-use", text);
+      }
+    }
+    this.stopAccepting();
+    await this.#ended;
+    return { writeCache: this.#writeCache, client: this.#moving };
   }
 
   /** The disk has another length. */
@@ -89,12 +132,11 @@ export class VhostUserServer {
   async #serve(): Promise<void> {
     const { reactor, listenFd, log, exportId } = this.#parts;
     let failure = 0;
-    while (!this.#stopping) {
-      const fd = await reactor.op((engine, token) => {
-        this.#acceptToken = token;
-        engine.accept(listenFd, token);
-      });
-      this.#acceptToken = null;
+    await this.#serveMoved();
+    while (!this.#stopping && this.#moving === null) {
+      this.#accepting = reactor.cancellableOp((engine, token) => engine.accept(listenFd, token));
+      const fd = await this.#accepting.result;
+      this.#accepting = null;
       if (fd >= 0) {
         failure = 0;
         const client = this.#stopping ? null : this.#admit(fd);
@@ -109,6 +151,34 @@ export class VhostUserServer {
         await reactor.sleep(ACCEPT_PAUSE_NS);
       }
     }
+  }
+
+  async #serveMoved(): Promise<void> {
+    const moved = this.#moving;
+    this.#moving = null;
+    if (moved === null) return;
+    const client = this.#admit(moved.fd);
+    if (client === null) {
+      this.#parts.reactor.linux.close(moved.fd);
+      return;
+    }
+    const answer = client.session.attach(moved.session);
+    // Its queues are gone: the front-end connects anew.
+    if (answer !== null) client.socket.shutdown();
+    await this.#serveClient(client);
+  }
+
+  /** True: it is on its way, or has left. False: it stays. */
+  async #interrupt(client: Client): Promise<boolean> {
+    client.socket.interrupt();
+    for (let left = INTERRUPT_ATTEMPTS; left > 0; left--) {
+      if (client.isLeaving) break;
+      await this.#parts.reactor.sleep(INTERRUPT_PAUSE_NS);
+    }
+    client.socket.endInterrupt();
+    if (!client.isLeaving) return false;
+    await client.left;
+    return true;
   }
 
   /** Null: there is no memory left for it. */
@@ -126,36 +196,52 @@ export class VhostUserServer {
     const { log, exportId } = this.#parts;
     this.#client = client;
     log("info", "client connected", { export: exportId });
-    const fault = await this.#talk(client);
+    const { fault, isInterrupted } = await this.#talk(client);
+    client.isLeaving = true;
     if (fault !== null && !this.#stopping) log("error", `vu_panic: ${fault}`);
     client.polling.stop();
-    this.#writeCache = client.device.config()[VIRTIO_BLK_CONFIG_WCE]!;
+    if (isInterrupted === true) {
+      const session = await client.session.detach();
+      this.#writeCache = client.device.writeCache;
+      this.#moving = { fd: client.socket.detach(), session };
+      this.#client = null;
+      client.onLeft();
+      return;
+    }
+    this.#writeCache = client.device.writeCache;
     // At once: the front-end may wait for an answer.
     client.socket.shutdown();
     await client.session.end();
     client.socket.close();
     this.#client = null;
+    client.onLeft();
     log("info", "client disconnected", { export: exportId });
   }
 
-  /** Until the front-end leaves or is dropped. What it did wrong, or null. */
-  async #talk({ socket, session }: Client): Promise<string | null> {
+  /** Until the front-end leaves, is dropped, or moves. */
+  async #talk({ socket, session }: Client): Promise<Ended> {
+    const { log, exportId } = this.#parts;
+    let refusalCount = 0;
     for (;;) {
       const message = await socket.receive();
-      if ("fault" in message) return message.fault;
+      if ("fault" in message) return message;
       const answer = await session.handle(message).catch((error): Answer => {
         if (!(error instanceof OutportError)) throw error;
         return { refusal: error.message };
       });
       socket.closeAll(message.fds);
-      if (answer !== null && "fault" in answer) return answer.fault;
+      if (answer !== null && "fault" in answer) return answer;
       const reply = replyTo(message, answer);
       if (reply === undefined) continue;
-      if (reply === null) return (answer as { refusal: string }).refusal;
+      const refusal = answer !== null && "refusal" in answer ? answer.refusal : null;
+      if (reply === null) return { fault: refusal };
+      if (refusal !== null && refusalCount++ < LOGGED_REFUSALS_MAX) {
+        log("warn", `vhost-user request ${message.request} of export '${exportId}': ${refusal}`);
+      }
       const fds = answer !== null && "payload" in answer ? (answer.fds ?? []) : [];
       const isSent = await socket.send(reply, fds);
       socket.closeAll(fds);
-      if (!isSent) return null;
+      if (!isSent) return { fault: null };
     }
   }
 
@@ -174,14 +260,13 @@ export class VhostUserServer {
       onCall: (index) => session.call(index),
       onBroken: (index) => session.broken(index),
     });
-    if (this.#writeCache !== null) {
-      device.setConfig(VIRTIO_BLK_CONFIG_WCE, Uint8Array.of(this.#writeCache));
-    }
+    device.writeCache = this.#writeCache;
     const polling = new RingPolling(reactor, device, () => session.vrings.hasPolledRing);
     const session: Session = new Session({
       linux: reactor.linux,
       device,
       memory,
+      flush: () => backend.request(OP_FLUSH, 0, 0, 0, 0),
       eventFds,
       queueCount,
       onFault: (fault) => {
@@ -191,7 +276,8 @@ export class VhostUserServer {
       onPolledRing: () => polling.startTimer(),
       makeChannel: (channelFd) => new BackendChannel(reactor, channelFd, log),
     });
-    return { socket, session, device, polling };
+    const { promise: left, resolve: onLeft } = Promise.withResolvers<void>();
+    return { socket, session, device, polling, isLeaving: false, left, onLeft };
   }
 }
 

@@ -12,7 +12,7 @@ import { assert, OutportError } from "../../util/error.ts";
 import type { Log } from "../../util/log.ts";
 import type { ExportService } from "../registry.ts";
 import { EventFds } from "./event-fds.ts";
-import { VhostUserServer } from "./server.ts";
+import { type ServerState, VhostUserServer } from "./server.ts";
 
 /** ExportOpen.options of this type. */
 export interface VhostUserBlkOptions {
@@ -26,6 +26,12 @@ export interface VhostUserBlkServiceParts {
   readonly reactor: Reactor;
   readonly findNode: (nodeName: string) => BlockNode;
   readonly log: Log;
+}
+
+/** What an export takes along to another thread. */
+interface Handover {
+  readonly listener: Listener;
+  readonly state: ServerState | null;
 }
 
 /** An export that lives here. */
@@ -48,7 +54,7 @@ export class VhostUserBlkService implements ExportService {
   async open(params: ExportOpen): Promise<null> {
     const { linux } = this.#parts.reactor;
     const { address } = optionsOf(params);
-    this.#serve(params, openListener(linux, address));
+    this.#serve(params, { listener: openListener(linux, address), state: null });
     return null;
   }
 
@@ -70,22 +76,19 @@ export class VhostUserBlkService implements ExportService {
     if (result < 0) log("error", `Could not flush export '${id}': ${strerror(-result)}`);
   }
 
-  /** A client's memory and rings are known here only: with one, the export stays. */
-  async suspend(id: string): Promise<Listener> {
-    if (this.#find(id).server.hasClient) {
-      throw new OutportError("in-use", `Export '${id}' has a client`);
-    }
-    const { listener, backend, server } = this.#take(id);
-    await server.stop();
+  async suspend(id: string): Promise<Handover> {
+    const { listener, backend, server } = this.#find(id);
+    const state = await server.suspend();
+    this.#open.delete(id);
     await backend.close();
-    return listener;
+    return { listener, state };
   }
 
   async resume(params: ExportOpen, handover: unknown): Promise<void> {
-    this.#serve(params, handover as Listener);
+    this.#serve(params, handover as Handover);
   }
 
-  #serve(params: ExportOpen, listener: Listener): void {
+  #serve(params: ExportOpen, { listener, state }: Handover): void {
     const { reactor, findNode, log } = this.#parts;
     const { id, nodeName, writable, writethrough } = params;
     const backend = new BlockBackend(reactor, findNode(nodeName), { writable, writethrough });
@@ -97,6 +100,7 @@ export class VhostUserBlkService implements ExportService {
       backend,
       exportId: id,
       listenFd: listener.fd,
+      state,
       log,
     });
     backend.onResized = () => server.resized();

@@ -8,13 +8,15 @@ import { VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1 } from "../../abi/virtio-ring.
 import { EEXIST, ENOENT, strerror } from "../../runtime/errno.ts";
 import type { Linux } from "../../runtime/linux.ts";
 import { DirtyLog } from "../../virtio/dirty-log.ts";
-import type { GuestMemory, RegionOptions } from "../../virtio/guest-memory.ts";
-import { InflightArea } from "../../virtio/inflight.ts";
+import type { GuestMemory, MappedRegion, RegionOptions } from "../../virtio/guest-memory.ts";
+import { InflightArea, type InflightShape } from "../../virtio/inflight.ts";
+import { SharedFile, type SharedFilePlace } from "../../virtio/shared-file.ts";
 import type { Answer } from "./answer.ts";
 import type { BackendChannel } from "./backend-channel.ts";
+import { ConfigSpace, type ConfigSpaceState } from "./config-space.ts";
 import type { EventTarget } from "./event-fds.ts";
 import { encodeU64, type Message, type Payload } from "./message.ts";
-import { Vrings, type VringsParts } from "./vrings.ts";
+import { type VringState, Vrings, type VringsParts } from "./vrings.ts";
 
 const bit = (number: number): bigint => 1n << BigInt(number);
 
@@ -39,15 +41,36 @@ const MAPPINGS_MAX = 4 * vu.VHOST_USER_MAX_RAM_SLOTS;
 
 const TRANSPORT_FEATURES = bit(vu.VHOST_USER_F_PROTOCOL_FEATURES) | bit(vu.VHOST_F_LOG_ALL);
 
-export interface SessionParts extends VringsParts {
+/** Of a ring that its driver has not used yet; packed: both indexes 0, both wrap counters 1. */
+const SPLIT_BASE_NEW = 0;
+const PACKED_BASE_NEW = 0x8000_8000;
+
+export interface SessionParts extends Omit<VringsParts, "onNewRing" | "onStarted"> {
   readonly linux: Linux;
   readonly memory: GuestMemory;
+  /** Of the disk: 0 or -errno. */
+  readonly flush: () => Promise<number>;
   readonly makeChannel: (fd: number) => BackendChannel;
+}
+
+/** A session on its way to another thread: plain data, and descriptors that go along. */
+export interface SessionState {
+  readonly features: bigint;
+  readonly protocolFeatures: bigint;
+  readonly status: bigint;
+  readonly config: ConfigSpaceState;
+  readonly regions: readonly MappedRegion[];
+  readonly log: SharedFilePlace | null;
+  readonly logCallFd: number | null;
+  readonly channelFd: number | null;
+  readonly inflight: { readonly shape: InflightShape; readonly place: SharedFilePlace } | null;
+  readonly vrings: readonly VringState[];
 }
 
 export class Session {
   readonly vrings: Vrings;
   #parts: SessionParts;
+  #config: ConfigSpace;
   #features = 0n;
   #protocolFeatures = 0n;
   #status = 0n;
@@ -58,7 +81,12 @@ export class Session {
 
   constructor(parts: SessionParts) {
     this.#parts = parts;
-    this.vrings = new Vrings(parts);
+    this.#config = new ConfigSpace({ ...parts, onChanged: () => this.configChanged() });
+    this.vrings = new Vrings({
+      ...parts,
+      onNewRing: (base) => this.#config.ringStarts(base === this.#newBase),
+      onStarted: () => this.#config.tellIfChanged(),
+    });
   }
 
   /** One at a time. Takes those of its fds that it keeps out of the message. */
@@ -80,21 +108,57 @@ export class Session {
     this.#parts.onFault(`Virtqueue ${index} is broken`);
   }
 
-  /** The configuration space has changed. */
+  /** The configuration space has changed. Front-ends whose rings don't run hear of it later. */
   configChanged(): void {
     if ((this.#protocolFeatures & bit(vu.VHOST_USER_PROTOCOL_F_CONFIG)) === 0n) return;
-    this.#channel?.sendConfigChange();
+    if (this.vrings.isAnyRunning) this.#channel?.sendConfigChange();
+  }
+
+  /** Instead of end(): what attach() elsewhere goes on with. */
+  async detach(): Promise<SessionState> {
+    const vrings = await this.vrings.detach();
+    const { inflight } = this.vrings;
+    const state: SessionState = {
+      features: this.#features,
+      protocolFeatures: this.#protocolFeatures,
+      status: this.#status,
+      config: this.#config.state,
+      regions: this.#parts.memory.detach(),
+      log: this.#log?.place ?? null,
+      logCallFd: (await this.#logCall?.detach()) ?? null,
+      channelFd: this.#channel?.detach() ?? null,
+      inflight: inflight === null ? null : { shape: inflight.shape, place: inflight.place },
+      vrings,
+    };
+    this.#parts.memory.log = null;
+    return state;
+  }
+
+  /** Goes on where another session was, as its first act. A fault: it can't. */
+  attach(state: SessionState): Answer {
+    const { linux, memory, eventFds, makeChannel } = this.#parts;
+    const { log, logCallFd, channelFd, inflight } = state;
+    memory.attach(state.regions);
+    if (log !== null) this.#log = new DirtyLog(new SharedFile(linux, log));
+    if (logCallFd !== null) this.#logCall = eventFds.target(logCallFd);
+    if (channelFd !== null) this.#channel = makeChannel(channelFd);
+    this.#protocolFeatures = state.protocolFeatures;
+    this.#status = state.status;
+    this.#takeFeatures(state.features);
+    if (inflight !== null) {
+      const { shape, place } = inflight;
+      this.vrings.inflight = new InflightArea(shape, new SharedFile(linux, place));
+      this.#config.setInflight(this.vrings.inflight);
+    }
+    this.#config.state = state.config;
+    return this.vrings.attach(state.vrings);
   }
 
   /** Takes nothing more, ends what is in flight, lets go of everything. For good. */
   async end(): Promise<void> {
     this.vrings.ignoreKicks();
-    const { device, memory } = this.#parts;
-    await device.stop();
-    memory.log = null;
-    memory.clear();
-    this.#log?.unmap();
-    this.vrings.inflight?.unmap();
+    await this.#parts.device.stop();
+    this.#forgetMemory();
     this.#logCall?.close();
     this.#channel?.close();
     this.vrings.close();
@@ -108,7 +172,7 @@ export class Session {
       [vu.VHOST_USER_GET_PROTOCOL_FEATURES]: async () => u64(PROTOCOL_FEATURES),
       [vu.VHOST_USER_SET_PROTOCOL_FEATURES]: async (payload) =>
         this.#setProtocolFeatures(payload.bits(0)),
-      [vu.VHOST_USER_SET_OWNER]: async () => null,
+      [vu.VHOST_USER_SET_OWNER]: () => this.#beginAnew(),
       [vu.VHOST_USER_RESET_OWNER]: async () => {
         await this.vrings.disableAll();
         return null;
@@ -117,8 +181,8 @@ export class Session {
       [vu.VHOST_USER_SET_STATUS]: (payload) => this.#setStatus(payload.bits(0)),
       [vu.VHOST_USER_GET_STATUS]: async () => u64(this.#status),
       [vu.VHOST_USER_GET_QUEUE_NUM]: async () => u64(BigInt(this.#parts.queueCount)),
-      [vu.VHOST_USER_GET_CONFIG]: async (payload) => this.#getConfig(payload),
-      [vu.VHOST_USER_SET_CONFIG]: async (payload) => this.#setConfig(payload),
+      [vu.VHOST_USER_GET_CONFIG]: async (payload) => this.#config.get(payload),
+      [vu.VHOST_USER_SET_CONFIG]: (payload) => this.#config.set(payload),
       [vu.VHOST_USER_SET_MEM_TABLE]: async (payload, fds) => this.#setMemoryTable(payload, fds),
       [vu.VHOST_USER_GET_MAX_MEM_SLOTS]: async () => u64(BigInt(vu.VHOST_USER_MAX_RAM_SLOTS)),
       [vu.VHOST_USER_ADD_MEM_REG]: async (payload, fds) => this.#addRegion(payload, fds),
@@ -133,6 +197,7 @@ export class Session {
         this.#channel?.close();
         this.#channel = this.#parts.makeChannel(fds[0]!);
         fds.pop();
+        this.#config.tellIfChanged();
         return null;
       },
       [vu.VHOST_USER_GET_INFLIGHT_FD]: async (payload) => this.#getInflight(payload),
@@ -176,6 +241,28 @@ export class Session {
     return null;
   }
 
+  /**
+   * A front-end may follow another on the same connection: QEMU when a device is unplugged and
+   * plugged in again. It knows nothing of what was set up before.
+   */
+  async #beginAnew(): Promise<Answer> {
+    if (this.vrings.isAnyRunning) return null;
+    await this.vrings.reset();
+    this.#forgetMemory();
+    this.#config.forget();
+    return null;
+  }
+
+  /** When no ring runs. */
+  #forgetMemory(): void {
+    this.#parts.memory.log = null;
+    this.#parts.memory.clear();
+    this.#log?.unmap();
+    this.#log = null;
+    this.vrings.inflight?.unmap();
+    this.vrings.inflight = null;
+  }
+
   async #resetDevice(): Promise<Answer> {
     await this.vrings.reset();
     this.#takeFeatures(0n);
@@ -187,27 +274,6 @@ export class Session {
     if (status === 0n) await this.vrings.stopAll();
     this.#status = status & 0xffn;
     return null;
-  }
-
-  /** QSD differs: it gives the front of the space, whatever offset it is asked for. */
-  #getConfig(payload: Payload): Answer {
-    const offset = payload.u32(0);
-    const bytes = payload.u32(4);
-    const config = this.#parts.device.config();
-    if (offset + bytes > config.length) return { payload: new Uint8Array(0) };
-    const header = vu.VHOST_USER_CONFIG_HDR_SIZE;
-    const reply = payload.u8.slice();
-    reply.set(config.subarray(offset, offset + bytes), header);
-    return { payload: reply };
-  }
-
-  #setConfig(payload: Payload): Answer {
-    const header = vu.VHOST_USER_CONFIG_HDR_SIZE;
-    const offset = payload.u32(0);
-    const data = payload.u8.subarray(header, header + payload.u32(4));
-    const isOrdinary = payload.u32(8) === vu.VHOST_SET_CONFIG_TYPE_FRONTEND;
-    if (isOrdinary && this.#parts.device.setConfig(offset, data)) return null;
-    return { fault: "Set virtio configuration space failed" };
   }
 
   #setMemoryTable(payload: Payload, fds: readonly number[]): Answer {
@@ -270,19 +336,28 @@ export class Session {
     if (shape === undefined || this.vrings.isAnyRunning) {
       return { fault: "Invalid inflight message" };
     }
-    const area = InflightArea.open(this.#parts.linux, fd!, payload.u64(8), shape);
+    const place = { offset: payload.u64(8), bytes: payload.u64(0) };
+    const area = InflightArea.open(this.#parts.linux, fd!, shape, place);
     if (typeof area === "number") return { refusal: `set_inflight mmap: ${strerror(area)}` };
     this.vrings.inflight?.unmap();
     this.vrings.inflight = area;
+    this.#config.setInflight(area);
     return null;
+  }
+
+  get #isPacked(): boolean {
+    return (this.#features & bit(VIRTIO_F_RING_PACKED)) !== 0n;
+  }
+
+  get #newBase(): number {
+    return this.#isPacked ? PACKED_BASE_NEW : SPLIT_BASE_NEW;
   }
 
   #inflightShape(payload: Payload) {
     const queueCount = payload.u16(16);
     const queueSize = payload.u16(18);
     if (queueCount > this.#parts.queueCount) return undefined;
-    const packed = (this.#features & bit(VIRTIO_F_RING_PACKED)) !== 0n;
-    return { queueCount, queueSize, packed };
+    return { queueCount, queueSize, packed: this.#isPacked };
   }
 }
 

@@ -24,6 +24,8 @@ class Vring {
   isPolled = false;
   /** The device has it. */
   isRunning = false;
+  /** It has had it. */
+  hasRun = false;
   kick: EventSource | null = null;
   call: EventTarget | null = null;
   error: EventTarget | null = null;
@@ -51,6 +53,18 @@ class Vring {
   }
 }
 
+/** A vring that has stopped, on its way to another thread. Descriptors go along. */
+export interface VringState
+  extends Pick<
+    Vring,
+    "size" | "addresses" | "base" | "isEnabled" | "isKickable" | "isPolled" | "hasRun"
+  > {
+  readonly index: number;
+  readonly kickFd: number | null;
+  readonly callFd: number | null;
+  readonly errorFd: number | null;
+}
+
 export interface VringsParts {
   readonly device: VirtioBlk;
   readonly eventFds: EventFds;
@@ -59,6 +73,10 @@ export interface VringsParts {
   readonly onFault: (fault: string) => void;
   /** A ring has a driver that never kicks. */
   readonly onPolledRing: () => void;
+  /** A ring will run for the first time, from `base` on. */
+  readonly onNewRing: (base: number) => void;
+  /** The first ring runs. */
+  readonly onStarted: () => void;
 }
 
 export class Vrings {
@@ -119,6 +137,40 @@ export class Vrings {
       vring?.closeError();
     }
     this.#vrings = [];
+  }
+
+  /** Stops all rings, and gives them away. */
+  async detach(): Promise<VringState[]> {
+    await this.stopAll();
+    const states: VringState[] = [];
+    for (const [index, vring] of this.#vrings.entries()) {
+      if (vring === undefined) continue;
+      const { size, addresses, base, isEnabled, isKickable, isPolled, hasRun } = vring;
+      const kickFd = (await vring.kick?.detach()) ?? null;
+      const callFd = (await vring.call?.detach()) ?? null;
+      const errorFd = (await vring.error?.detach()) ?? null;
+      const fds = { kickFd, callFd, errorFd };
+      const ring = { index, size, addresses, base, isEnabled, isKickable, isPolled, hasRun };
+      states.push({ ...ring, ...fds });
+    }
+    this.#vrings = [];
+    return states;
+  }
+
+  /** Goes on where detach() ended. */
+  attach(states: readonly VringState[]): Answer {
+    const { eventFds, onPolledRing } = this.#parts;
+    for (const { index, kickFd, callFd, errorFd, ...ring } of states) {
+      const vring = Object.assign(new Vring(), ring);
+      this.#vrings[index] = vring;
+      if (kickFd !== null) this.#listen(index, vring, kickFd);
+      if (callFd !== null) vring.call = eventFds.target(callFd);
+      if (errorFd !== null) vring.error = eventFds.target(errorFd);
+      if (vring.isPolled) onPolledRing();
+      const answer = this.#start(index, vring);
+      if (answer !== null) return answer;
+    }
+    return null;
   }
 
   setSize(payload: Payload): Answer {
@@ -190,15 +242,8 @@ export class Vrings {
     vring.closeKick();
     vring.isKickable = true;
     vring.isPolled = isPolled;
-    if (isPolled) {
-      this.#parts.onPolledRing();
-    } else {
-      const { device, eventFds, onFault } = this.#parts;
-      vring.kick = eventFds.listen(fds.pop()!, (failure) => {
-        if (failure === 0) device.processQueue(index);
-        else onFault(`kick eventfd_read(): ${failure < 0 ? strerror(failure) : "end of file"}`);
-      });
-    }
+    if (isPolled) this.#parts.onPolledRing();
+    else this.#listen(index, vring, fds.pop()!);
     if (this.startEnabled) vring.isEnabled = true;
     return this.#start(index, vring);
   }
@@ -237,6 +282,14 @@ export class Vrings {
     return vring;
   }
 
+  #listen(index: number, vring: Vring, fd: number): void {
+    const { device, eventFds, onFault } = this.#parts;
+    vring.kick = eventFds.listen(fd, (failure) => {
+      if (failure === 0) device.processQueue(index);
+      else onFault(`kick eventfd_read(): ${failure < 0 ? strerror(failure) : "end of file"}`);
+    });
+  }
+
   /** If it may run and doesn't. */
   #start(index: number, vring: Vring): Answer {
     if (vring.isRunning || !vring.isReady) return null;
@@ -246,11 +299,15 @@ export class Vrings {
     if (this.inflight !== null && inflight === null) {
       return { fault: `Failed to check inflights for vq: ${index}` };
     }
+    if (!vring.hasRun) this.#parts.onNewRing(base);
     const options = { size, base, addresses: vring.addresses!, inflight };
     const result = device.startQueue(index, options);
     if (result < 0) return { fault: `Invalid vring_addr message: ${strerror(result)}` };
+    const isFirst = !this.isAnyRunning;
     vring.isRunning = true;
+    vring.hasRun = true;
     device.processQueue(index);
+    if (isFirst) this.#parts.onStarted();
     return null;
   }
 

@@ -352,7 +352,10 @@ for (const packed of [false, true]) {
 
         beforeEach(() => {
           const fd = InflightArea.create(linux, shape);
-          const found = InflightArea.open(linux, fd, 0, shape);
+          const found = InflightArea.open(linux, fd, shape, {
+            offset: 0,
+            bytes: InflightArea.bytes(shape),
+          });
           linux.close(fd);
           if (typeof found === "number") throw new Error(`open() said ${found}`);
           area = found;

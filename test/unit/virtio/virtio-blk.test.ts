@@ -410,28 +410,6 @@ for (const engine of ENGINES) {
         expect(calls).toBe(1);
       });
 
-      test("kicks are allowed only before sleeping while somebody polls", async () => {
-        device.pollsQueues = true;
-        const add = () => front.add(blkRequest(ram, 0, 0, [buffer(512, true)]).pieces, true);
-        expect([device.poll(), device.allowKicks()]).toEqual([false, false]);
-        add();
-        expect(front.mustKick()).toBe(true);
-        expect([device.poll(), device.poll()]).toEqual([true, false]);
-        add();
-        expect(front.mustKick()).toBe(false);
-        expect([device.allowKicks(), device.poll()]).toEqual([true, true]);
-        expect(device.allowKicks()).toBe(false);
-        expect(await ended(2)).toHaveLength(2);
-        add();
-        expect(front.mustKick()).toBe(true);
-        device.pollsQueues = false;
-        device.processQueue(1);
-        add();
-        expect(front.mustKick()).toBe(true);
-        device.processQueue(1);
-        expect(await ended(2)).toHaveLength(2);
-      });
-
       function takeAll(allocate: () => number): number[] {
         const taken: number[] = [];
         for (let one = allocate(); one !== NONE; one = allocate()) taken.push(one);
@@ -452,6 +430,23 @@ for (const engine of ENGINES) {
         expect(reactor.buffers.bytesInUse).toBe(0);
         for (const slot of taken) reactor.requests.free(slot);
         expect(await ended(3)).toHaveLength(3);
+      });
+
+      test("takes no more slots than it leaves to others, and goes on by itself", async () => {
+        const owner: RequestOwner = { onRequestDone: () => {} };
+        const taken = takeAll(() => reactor.requests.allocate(owner));
+        for (const slot of taken.splice(0, 4)) reactor.requests.free(slot);
+        node.hold();
+        addReads();
+        device.processQueue(1);
+        device.processQueue(1);
+        await runOn(reactor, () => reactor.sleep(1_000_000));
+        expect([backend.inFlight, reactor.requests.capacity - reactor.requests.inUse]).toEqual([
+          2, 2,
+        ]);
+        node.go();
+        expect(await ended(3)).toHaveLength(3);
+        for (const slot of taken) reactor.requests.free(slot);
       });
 
       test("goes on when a buffer is free again", async () => {
@@ -539,7 +534,10 @@ for (const engine of ENGINES) {
         await runOn(reactor, () => device.stop());
         const shape = { queueCount: 2, queueSize: SIZE, packed };
         const fd = InflightArea.create(reactor.linux, shape);
-        const area = InflightArea.open(reactor.linux, fd, 0, shape);
+        const area = InflightArea.open(reactor.linux, fd, shape, {
+          offset: 0,
+          bytes: InflightArea.bytes(shape),
+        });
         if (typeof area === "number") throw new Error(`open() said ${area}`);
         reactor.linux.close(fd);
         const old = { reactor, device, memory, node, backend };
