@@ -9,19 +9,38 @@ import { delimiter, join } from "node:path";
 
 /** Each program with the Debian package that has it. */
 const CLIENTS = {
+  blkdiscard: "util-linux",
+  busybox: "busybox-static",
+  cp: "coreutils",
+  dd: "coreutils",
+  debugfs: "e2fsprogs",
+  e2fsck: "e2fsprogs",
+  fallocate: "util-linux",
   fio: "fio",
+  fstrim: "util-linux",
+  fusermount3: "fuse3",
   losetup: "mount",
+  mke2fs: "e2fsprogs",
+  "mkfs.xfs": "xfsprogs",
   mount: "mount",
   "nbd-client": "nbd-client",
   nbdcopy: "libnbd-bin",
   nbdinfo: "libnbd-bin",
   nbdsh: "python3-libnbd",
+  nsenter: "util-linux",
   python3: "python3",
   "qemu-img": "qemu-utils",
   "qemu-io": "qemu-utils",
   "qemu-nbd": "qemu-utils",
   "qemu-storage-daemon": "qemu-system-common",
+  "qemu-system-x86_64": "qemu-system-x86",
+  resize2fs: "e2fsprogs",
+  setpriv: "util-linux",
+  sync: "coreutils",
+  truncate: "coreutils",
   umount: "mount",
+  unshare: "util-linux",
+  xfs_repair: "xfsprogs",
 } as const;
 
 type ClientName = keyof typeof CLIENTS;
