@@ -135,6 +135,7 @@ class Daemon {
     const steps = [
       () => this.#parts.exports.closeAll(),
       () => (this.#parts.nbdServer.running ? this.#parts.nbdServer.stop() : undefined),
+      () => this.#parts.fuse.close(),
       () => this.#parts.graph.closeAll(),
       () => this.#parts.chardevs.closeAll(),
       () => this.#removePidfile(),
@@ -156,6 +157,7 @@ class Daemon {
     this.#log("error", "an orderly end takes too long, leaving");
     const end = (): void => this.#driver.process.exitNow(1);
     setTimeout(end, UNLISTEN_GRACE_MS);
+    this.#parts.fuse.abort();
     this.#parts.chardevs.closeAll();
     this.#removePidfile();
     // Past the exports that the server waits for.
@@ -166,9 +168,11 @@ class Daemon {
   /** The events of the exports precede the reply, and the reply precedes the end. */
   async #quit(): Promise<void> {
     this.#parts.dispatcher.close();
+    const late = setTimeout(() => this.#leave(), SHUTDOWN_GRACE_MS);
     try {
       await this.#parts.exports.closeAll();
     } finally {
+      clearTimeout(late);
       setTimeout(() => void this.shutDown(0, "told to quit"), 0);
     }
   }
@@ -184,6 +188,7 @@ class Daemon {
     const report = `iothread '${id}' failed: ${error.stack ?? error.message}`;
     for (const line of report.split("\n")) this.#log("error", line);
     this.#background?.leave();
+    this.#parts.fuse.abort();
     this.#parts.chardevs.closeAll();
     this.#removePidfile();
     this.#driver.process.exitNow(1);

@@ -2,12 +2,17 @@
  * The composition root of the main thread: builds everything from its tables. Thread: main.
  */
 
+import { type BitmapChange, Bitmaps } from "./bitmaps/bitmaps.ts";
 import { blockDrivers } from "./block/drivers/index.ts";
 import { BlockGraph } from "./block/graph.ts";
+import { announceCorruption } from "./block/image-corruption.ts";
 import { BlockQueries } from "./block/queries.ts";
-import { resizeNode } from "./block/resize.ts";
+import { resizeNode, serveResizeRequests } from "./block/resize.ts";
+import { runSteps, type Step } from "./block/transactions.ts";
 import { WriteThresholds } from "./block/write-thresholds.ts";
 import { Chardevs } from "./chardev/manager.ts";
+import { FuseExports } from "./exports/fuse/index.ts";
+import { makeMountSystem } from "./exports/fuse/mount-system.ts";
 import { exportTypes } from "./exports/index.ts";
 import { ExportManager } from "./exports/manager.ts";
 import { NbdServer } from "./exports/nbd/index.ts";
@@ -17,7 +22,11 @@ import { objectKinds } from "./objects/index.ts";
 import type { MonitorSettings } from "./objects/monitor-qmp.ts";
 import { QomTree } from "./objects/qom.ts";
 import { ObjectRegistry } from "./objects/registry.ts";
+import { check } from "./qapi/check.ts";
+import type { BitmapParts } from "./qmp/commands/bitmaps.ts";
+import { blockdevOptions } from "./qmp/commands/blockdev-options.ts";
 import { allCommands, allEvents } from "./qmp/commands/index.ts";
+import type { TransactionParts } from "./qmp/commands/transaction.ts";
 import { Dispatcher } from "./qmp/dispatcher.ts";
 import { EventHub } from "./qmp/events.ts";
 import { parseJson } from "./qmp/json-stream.ts";
@@ -38,6 +47,9 @@ export interface PartsOptions {
   readonly quit: () => Promise<void>;
 }
 
+/** Of nodes that an image names. */
+const imageOptions = blockdevOptions(blockDrivers);
+
 /** Everything that a running outport is made of. */
 export interface Parts {
   readonly events: EventHub<typeof allEvents>;
@@ -45,6 +57,7 @@ export interface Parts {
   readonly graph: BlockGraph;
   readonly writeThresholds: WriteThresholds;
   readonly nbdServer: NbdServer;
+  readonly fuse: FuseExports;
   readonly types: ReturnType<typeof exportTypes>;
   readonly exports: ExportManager;
   readonly chardevs: Chardevs;
@@ -78,8 +91,12 @@ function makeBlock(parts: Unfinished, { logger }: PartsOptions): void {
     drivers: blockDrivers,
     iothreads,
     findObject: (id) => parts.objects.find(id),
+    servedDevices: () => parts.fuse.devices,
+    checkOptions: (given) => check(imageOptions, given),
     log: logger.for("block"),
   });
+  serveResizeRequests(parts.graph, iothreads);
+  announceCorruption(iothreads, (event, data) => events.emit(event, data));
   parts.writeThresholds = new WriteThresholds({
     graph: parts.graph,
     iothreads,
@@ -87,16 +104,22 @@ function makeBlock(parts: Unfinished, { logger }: PartsOptions): void {
   });
 }
 
-function makeExports(parts: Unfinished, { driver, logger }: PartsOptions): void {
+function makeExports(parts: Unfinished, { driver, linux, logger }: PartsOptions): void {
   const { events, iothreads, graph } = parts;
   parts.nbdServer = new NbdServer({
     iothreads,
     resolve: driver.sockets.resolve,
-    nodeExists: (nodeName) => graph.find(nodeName) !== undefined,
+    graph,
     objectExists: (id) => parts.objects.find(id) !== undefined,
     closeExports: () => parts.exports.closeAll("nbd"),
   });
-  parts.types = exportTypes({ nbdServer: parts.nbdServer });
+  parts.fuse = new FuseExports({
+    system: makeMountSystem({ linux, driver }),
+    iothreads,
+    endExport: (id) => parts.exports.delete(id, "hard"),
+    log: logger.for("fuse"),
+  });
+  parts.types = exportTypes({ nbdServer: parts.nbdServer, fuse: parts.fuse });
   parts.exports = new ExportManager({
     graph,
     iothreads,
@@ -147,6 +170,7 @@ function makeDispatcher(parts: Unfinished, { quit }: PartsOptions): Dispatcher {
       queries: new BlockQueries(graph),
       resize: (options) => resizeNode(graph, options),
       setWriteThreshold: (nodeName, offset) => writeThresholds.set(nodeName, offset),
+      ...bitmapParts(graph),
       exports,
       nbdServer,
       types,
@@ -156,4 +180,18 @@ function makeDispatcher(parts: Unfinished, { quit }: PartsOptions): Dispatcher {
       quit,
     }),
   );
+}
+
+function bitmapParts(graph: BlockGraph): BitmapParts & TransactionParts {
+  const bitmaps = new Bitmaps(graph);
+  const bitmapStep =
+    (change: BitmapChange): Step =>
+    () =>
+      bitmaps.change(change);
+  return {
+    bitmaps,
+    bitmapStep,
+    changeBitmap: (change) => runSteps(graph, () => bitmaps.nodesOf(change), [bitmapStep(change)]),
+    runSteps: (steps) => runSteps(graph, () => graph.nodes, steps),
+  };
 }

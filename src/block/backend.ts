@@ -25,6 +25,8 @@ import {
   type Op,
   REQ_FUA,
   type Resolution,
+  type ResolutionKind,
+  SLOW,
   ZERO,
 } from "./node.ts";
 import { isPayloadAligned, runBounced, zeroPayload } from "./payload.ts";
@@ -71,6 +73,8 @@ export class BlockBackend implements RequestCarrier {
   #drains = 0;
   #waiting: number[] = [];
   #onIdle: (() => void)[] = [];
+  /** Tasks that wait for the end of a drained section. */
+  #onResume: (() => void)[] = [];
   #hurried = false;
   #closed = false;
 
@@ -143,6 +147,21 @@ export class BlockBackend implements RequestCarrier {
   }
 
   /**
+   * Reads at once what is one run of a host file and in the host's memory. False: it has to be an
+   * ordinary request.
+   */
+  readCached(offset: number, bytes: number, address: number): boolean {
+    const { node, reactor } = this;
+    const out = this.#resolution;
+    if (this.#drains > 0 || traceRead.enabled || node.limits.requestAlignment > 1) return false;
+    if (!(offset >= 0 && offset + bytes <= node.bytes)) return false;
+    if (node.resolve(OP_READ, offset, bytes, out) !== MAPPED || out.bytes < bytes) return false;
+    if (reactor.engine.readCached(out.fd, address, bytes, out.offset) !== bytes) return false;
+    this.countCached(bytes);
+    return true;
+  }
+
+  /**
    * Writes `bytes` of a pipe at `offset` at once. Returns how many, or -errno; -EAGAIN when it
    * has to be an ordinary request. Multiples of 4096. The caller flushes in the end if it must:
    * see `writethrough`.
@@ -168,6 +187,22 @@ export class BlockBackend implements RequestCarrier {
     this.#statistics.count(OP_READ, bytes, 0, 0, this.reactor.turnNs);
   }
 
+  /**
+   * Asks the node for something that is no request as if it were one: never in a drained section.
+   * The result is the task's, or -ESHUTDOWN.
+   */
+  async ask(task: () => number | Promise<number>): Promise<number> {
+    while (this.#drains > 0 && !this.#closed) {
+      await new Promise<void>((resolve) => this.#onResume.push(resolve));
+    }
+    if (this.#closed) return -ESHUTDOWN;
+    this.#inFlight++;
+    const result = await task();
+    this.#inFlight--;
+    this.#checkIdle();
+    return result;
+  }
+
   /** New requests wait; resolves when none is in flight. Pair with resume(). */
   drain(): Promise<void> {
     this.#drains++;
@@ -182,6 +217,7 @@ export class BlockBackend implements RequestCarrier {
     const waiting = this.#waiting;
     this.#waiting = [];
     for (const slot of waiting) this.#start(slot);
+    this.#resumeTasks();
     if (this.node.bytes === this.#bytes) return;
     this.#bytes = this.node.bytes;
     this.onResized();
@@ -207,6 +243,7 @@ export class BlockBackend implements RequestCarrier {
       this.#post(slot, -ESHUTDOWN);
     }
     this.#waiting = [];
+    this.#resumeTasks();
     return this.writable ? this.#slowPath.run(OP_FLUSH, 0, 0, 0, 0) : 0;
   }
 
@@ -287,7 +324,11 @@ export class BlockBackend implements RequestCarrier {
     const bytes = requests.bytes[slot]! - done;
     const out = this.#resolution;
     const kind = this.node.resolve(op, requests.offset[slot]! + done, bytes, out);
-    if (kind === MAPPED && (out.bytes >= bytes || op === OP_FLUSH)) {
+    if (kind === MAPPED && op === OP_WRITE && this.#flushKind(slot) === SLOW) {
+      // Where it lies would be lost: what tells of it has to be flushed, too.
+      this.#gate?.leave();
+      this.#runSlow(slot);
+    } else if (kind === MAPPED && (out.bytes >= bytes || op === OP_FLUSH)) {
       const engine = this.reactor.engine;
       const token = makeToken(this.#kinds.io, slot);
       const address = requests.address[slot]! + done;
@@ -322,7 +363,12 @@ export class BlockBackend implements RequestCarrier {
   }
 
   #mustFlush(slot: number): boolean {
-    if (((this.#requests.flags[slot]! | this.#flagsAlways) & REQ_FUA) === 0) return false;
+    return this.#flushKind(slot) !== ZERO;
+  }
+
+  /** How the flush that is part of this write would be done; ZERO: there is none. */
+  #flushKind(slot: number): ResolutionKind {
+    if (((this.#requests.flags[slot]! | this.#flagsAlways) & REQ_FUA) === 0) return ZERO;
     // QSD differs: it does not flush a write with FUA that directly follows a flush.
     // Where a flush is nothing (cache.no-flush), so is FUA.
     const out = this.#resolution;
@@ -331,7 +377,7 @@ export class BlockBackend implements RequestCarrier {
     out.fd = fd;
     out.offset = offset;
     out.bytes = bytes;
-    return kind !== ZERO;
+    return kind;
   }
 
   #onMappedError(slot: number, op: Op, result: number): void {
@@ -405,7 +451,7 @@ export class BlockBackend implements RequestCarrier {
     const startNs = requests.startNs[slot]!;
     let nowNs = this.reactor.turnNs;
     // Begun and ended in one turn, but not in no time.
-    if (nowNs === startNs) nowNs = this.reactor.nowNs();
+    if (nowNs === startNs) nowNs = this.reactor.renewTurnNs();
     this.#statistics.count(op, bytes, result, nowNs - startNs, nowNs);
     if (result === 0 && (op === OP_WRITE || op === OP_WRITE_ZEROES)) {
       this.#statistics.countEnd(requests.offset[slot]! + bytes);
@@ -413,10 +459,19 @@ export class BlockBackend implements RequestCarrier {
     const owner = requests.owner[slot]!;
     this.#inFlight--;
     owner.onRequestDone(slot, result);
-    if (this.#inFlight === 0 && this.#onIdle.length > 0) {
-      this.reactor.asyncResumed();
-      for (const resolve of this.#onIdle.splice(0)) resolve();
-    }
+    this.#checkIdle();
+  }
+
+  #checkIdle(): void {
+    if (this.#inFlight > 0 || this.#onIdle.length === 0) return;
+    this.reactor.asyncResumed();
+    for (const resolve of this.#onIdle.splice(0)) resolve();
+  }
+
+  #resumeTasks(): void {
+    if (this.#onResume.length === 0) return;
+    this.reactor.asyncResumed();
+    for (const resolve of this.#onResume.splice(0)) resolve();
   }
 }
 

@@ -51,6 +51,8 @@ export interface NodePlan {
   readonly explicit: Wire;
   readonly active: boolean;
   readonly children: readonly ChildPlan[];
+  /** Roles of children that there are to be none of, whatever the image says. */
+  readonly absent: readonly string[];
 }
 
 /** By name of an existing node. */
@@ -59,7 +61,9 @@ export interface ChildReference {
   readonly reference: string;
 }
 
-export type ChildPlan = { readonly role: string; readonly plan: NodePlan } | ChildReference;
+export type ChildPlan =
+  | { readonly role: string; readonly plan: NodePlan; readonly isImplied?: boolean }
+  | ChildReference;
 
 /** `options` is checked against the schema of its driver. */
 export function planNode(
@@ -74,6 +78,7 @@ export function planNode(
   const common = commonOptions(options, parent?.common ?? null);
   const active = (options.active as boolean | undefined) ?? parent?.active ?? true;
   const children: ChildPlan[] = [];
+  const absent = driver.children.filter(({ role }) => options[role] === null);
   for (const { role, optional } of driver.children) {
     const child = options[role];
     if (child === undefined || child === null) {
@@ -81,7 +86,8 @@ export function planNode(
     } else if (typeof child === "string") {
       children.push({ role, reference: child });
     } else {
-      children.push({ role, plan: planNode(drivers, child as Wire, { common, active }) });
+      const handed = { common: inheritedOptions(common, role), active };
+      children.push({ role, plan: planNode(drivers, child as Wire, handed) });
     }
   }
   return {
@@ -92,7 +98,14 @@ export function planNode(
     explicit: explicitOptions(driver, options),
     active,
     children,
+    absent: absent.map(({ role }) => role),
   };
+}
+
+/** What a node hands down to a child that is defined inside it. */
+export function inheritedOptions(common: CommonNodeOptions, role: string): CommonNodeOptions {
+  // What lies behind an image is not to be changed.
+  return role === "backing" ? { ...common, readOnly: true, autoReadOnly: false } : common;
 }
 
 /** The driver's own members, without children. */

@@ -3,6 +3,7 @@
  * starts. What transports still have to send is none of its business: a client that doesn't read
  * holds up nobody. Thread: iothread.
  */
+import { fitBitmaps } from "../bitmaps/node-bitmaps.ts";
 import type { Reactor } from "../io/reactor.ts";
 import type { IothreadHandlersOf } from "../iothread/messages.ts";
 import { assert } from "../util/error.ts";
@@ -73,7 +74,9 @@ export class Drains {
     assert(section !== undefined, "a drained section ends once");
     this.#sections.delete(number);
     for (const node of [...section.nodes].reverse()) {
-      if (this.#parts.findNode(node.nodeName) === node) node.drainEnd?.();
+      if (this.#parts.findNode(node.nodeName) !== node) continue;
+      fitBitmaps(node);
+      node.drainEnd?.();
     }
     // A backend that was closed meanwhile stays drained for good.
     for (const backend of section.backends) backend.resume();

@@ -3,7 +3,7 @@
  * rules serve main, its open() serves an iothread.
  */
 import type { Reactor } from "../io/reactor.ts";
-import type { NodeOpen } from "../iothread/messages.ts";
+import type { ImpliedChild, IothreadEvent, NodeOpen } from "../iothread/messages.ts";
 import type { Features, ObjectMembers } from "../qapi/types.ts";
 import type { BlockNode } from "./node.ts";
 
@@ -12,6 +12,8 @@ export interface OpenContext extends Omit<NodeOpen, "driver" | "children"> {
   readonly reactor: Reactor;
   /** A line for the operator. */
   readonly log: (text: string) => void;
+  /** Tells main; not missing but in tests. */
+  readonly report?: (event: IothreadEvent) => void;
   /** By role: "file", "backing". Open, on the same reactor. */
   readonly children: Readonly<Record<string, BlockNode>>;
 }
@@ -46,6 +48,8 @@ export interface Surroundings {
   findNode(nodeName: string): NodeView | undefined;
   /** An object that a user created. */
   findObject(id: string): { readonly throttleGroup?: SharedArrayBuffer } | undefined;
+  /** Device numbers of the files that this process serves itself, by FUSE. */
+  servedDevices(): readonly number[];
 }
 
 export interface BlockDriver {
@@ -84,6 +88,12 @@ export interface BlockDriver {
    * `context.bound`. Structured-cloneable. Throws OutportError.
    */
   bind?(surroundings: Surroundings): unknown;
+  /**
+   * On the iothread, before open(): children that the image itself names, of those roles that the
+   * options leave out; `context` has the "file" child only. Throws OutportError, also when the
+   * image can't be opened at all.
+   */
+  impliedChildren?(context: OpenContext): Promise<readonly ImpliedChild[]>;
   /** Name of the node down to which the links of its chain must stay; bind() has found it. */
   chainBottom?(options: Readonly<Record<string, unknown>>): string | undefined;
   /** Throws OutportError in QSD's words; leaves nothing behind then. */

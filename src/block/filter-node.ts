@@ -143,7 +143,8 @@ export class FilterNode implements BlockNode {
   }
 
   describe(): NodeDescription {
-    return {};
+    const { actualBytes } = this.child.describe();
+    return actualBytes === undefined ? {} : { actualBytes };
   }
 
   async close(): Promise<void> {}

@@ -35,6 +35,8 @@ export class Edge {
   permissions: Permissions = NO_PERMISSIONS;
   /** A node above relies on it: it must stay. */
   frozen = false;
+  /** The child is the one that the parent's image names. */
+  isImplied = false;
 
   constructor(parent: GraphNode | null, role: string, child: GraphNode, user: RootUser = {}) {
     this.parent = parent;

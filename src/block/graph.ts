@@ -35,6 +35,9 @@ export interface BlockGraphParts {
   readonly iothreads: Iothreads;
   /** What block drivers refer to beside nodes. */
   readonly findObject?: Surroundings["findObject"];
+  readonly servedDevices?: Surroundings["servedDevices"];
+  /** Checks BlockdevOptions that an image names. Throws OutportError. */
+  readonly checkOptions?: (options: Wire) => Wire;
   readonly log?: Log;
 }
 
@@ -48,11 +51,18 @@ export class BlockGraph {
   #log: Log;
   #last: Promise<unknown> = Promise.resolve();
 
-  constructor({ drivers, iothreads, findObject, log }: BlockGraphParts) {
+  constructor(parts: BlockGraphParts) {
+    const { drivers, iothreads, findObject, servedDevices, checkOptions, log } = parts;
     this.#log = log ?? (() => {});
     this.#drivers = new Map(drivers.map((driver) => [driver.name, driver]));
     this.#iothreads = iothreads;
-    this.#nodes = new OpenNodes({ findObject: findObject ?? (() => undefined), log: this.#log });
+    this.#nodes = new OpenNodes({
+      drivers: this.#drivers,
+      checkOptions: checkOptions ?? ((options) => options),
+      findObject: findObject ?? (() => undefined),
+      servedDevices: servedDevices ?? (() => []),
+      log: this.#log,
+    });
   }
 
   /** Runs tasks that look at or change the graph one after the other. */

@@ -31,9 +31,17 @@ function exactFilename(node: GraphNode): string | undefined {
   }
   if (info.description.exactFilename !== undefined) return info.description.exactFilename;
   if (driver.isProtocol === true || driver.filtered !== undefined) return undefined;
-  if (Object.keys(strongOptions(node)).length > 0) return undefined;
+  if (Object.keys(strongOptions(node)).length > 0 || isBackingOverridden(node)) return undefined;
   const file = children.find(({ role }) => role === "file")?.child;
   return file?.driver.isProtocol === true ? exactFilename(file) : undefined;
+}
+
+/** What lies behind the image is not what the image itself names. */
+function isBackingOverridden({ info, children }: GraphNode): boolean {
+  const named = info.description.image?.["backing-filename"];
+  const backing = children.find(({ role }) => role === "backing");
+  if (backing === undefined) return named !== undefined;
+  return !backing.isImplied && named !== imageFilename(backing.child);
 }
 
 function strongOptions({ driver, definition }: GraphNode): Options {
@@ -54,7 +62,12 @@ function flat(name: string, value: unknown): (readonly [string, unknown])[] {
 
 /** What it takes to open the same tree. */
 function fullOptions(node: GraphNode): Options {
-  const children = node.children.map(({ role, child }) => [role, fullOptions(child)]);
+  const overridden = isBackingOverridden(node);
+  const children: (readonly [string, Options | null])[] = node.children
+    .filter(({ role }) => role !== "backing" || overridden)
+    .map(({ role, child }) => [role, fullOptions(child)]);
+  const hasBacking = node.children.some(({ role }) => role === "backing");
+  if (overridden && !hasBacking) children.push(["backing", null]);
   return { driver: node.driver.name, ...strongOptions(node), ...Object.fromEntries(children) };
 }
 

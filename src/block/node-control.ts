@@ -2,6 +2,7 @@
  * What main asks of single open nodes beyond opening and permissions: their statistics, a new
  * length, a write threshold. Thread: iothread.
  */
+import { bitmapsOf } from "../bitmaps/node-bitmaps.ts";
 import type { Reactor } from "../io/reactor.ts";
 import type { IothreadEvent, IothreadHandlersOf, NodeInfo } from "../iothread/messages.ts";
 import { assert } from "../util/error.ts";
@@ -44,9 +45,10 @@ export class NodeControl {
         };
       });
     },
-    "node-truncate": async ({ nodeName, bytes, connected }) => {
+    "node-truncate": async ({ nodeName, bytes, atLeast, connected }) => {
       const nodes = connected.map((name) => this.#parts.getNode(name));
-      await truncateNode(this.#parts.getNode(nodeName), bytes);
+      const node = this.#parts.getNode(nodeName);
+      if (atLeast !== true || node.bytes < bytes) await truncateNode(node, bytes);
       for (const node of nodes) node.refreshLength?.();
       return nodes.map((node) => this.#parts.infoOf(node));
     },
@@ -59,13 +61,15 @@ export class NodeControl {
       const writeThreshold = writeThresholdOf(node);
       const saved = statisticsOf(node).save(this.#parts.reactor.nowNs());
       const highestWrite = Math.max(saved.highestWrite, node.highestWrite ?? 0);
-      const handedOver = node.handOver?.();
-      return { handedOver, statistics: { ...saved, highestWrite }, writeThreshold };
+      const statistics = { ...saved, highestWrite };
+      const bitmaps = bitmapsOf(node).save();
+      return { handedOver: node.handOver?.(), statistics, writeThreshold, bitmaps };
     },
     "node-history-restore": async ({ nodeName, history }) => {
       const node = this.#parts.getNode(nodeName);
       statisticsOf(node).restore(history.statistics, this.#parts.reactor.nowNs());
       this.#watch(node, history.writeThreshold);
+      bitmapsOf(node).restore(history.bitmaps);
       return null;
     },
   };

@@ -6,6 +6,7 @@
 import type { NodeInfo, NodesReopen } from "../iothread/messages.ts";
 import { strerror } from "../runtime/errno.ts";
 import { assert, OutportError } from "../util/error.ts";
+import { checkDirectAccess } from "./direct-access.ts";
 import type { OpenContext } from "./driver.ts";
 import type { ReopenedNode } from "./node.ts";
 import {
@@ -45,6 +46,8 @@ export class NodeReopens {
   async begin(params: NodesReopen): Promise<{ reopen: number; infos: readonly NodeInfo[] }> {
     const { entry, log, infoOf } = this.#parts;
     for (const { nodeName } of params.nodes) await this.#flush(entry(nodeName));
+    // While those below can still be written to.
+    for (const { nodeName } of params.nodes) await entry(nodeName).node.settle?.();
     const reopened = new Set(params.nodes.map(({ nodeName }) => nodeName));
     const changes = params.permissions
       .filter(({ nodeName }) => !reopened.has(nodeName))
@@ -56,6 +59,7 @@ export class NodeReopens {
       for (const open of params.nodes) handles.push(await this.#reopen(open, params));
       for (const one of connected) one.node.refreshLength?.();
       checkLengths(connected, params);
+      checkDirectAccess(connected.map(({ node }) => node));
     } catch (error) {
       await this.#undo({ handles, changes, release, connected });
       throw error;

@@ -4,6 +4,7 @@
  */
 
 import type { NodeDescription } from "../iothread/messages.ts";
+import type { DirectFile } from "./direct-access.ts";
 import type { OpenContext, Permissions } from "./driver.ts";
 import type { WriteGate } from "./write-gate.ts";
 
@@ -166,10 +167,27 @@ export interface BlockNode {
    * has changed then. Missing: the driver can't.
    */
   truncate?(bytes: number): Promise<void>;
+  /**
+   * All that is kept of the image in memory goes into it, as if it were closed: it may become
+   * read-only then, or another process's. Drained and flushed. Throws OutportError.
+   */
+  settle?(): Promise<void>;
   /** Another host may have changed its image: forgets what is kept of it. Throws OutportError. */
   invalidate?(): Promise<void>;
   /** Its file or child may have another length by now. Children first. Throws OutportError. */
   refreshLength?(): void;
+  /**
+   * The host file that this node is, byte for byte, when nothing here needs to see requests; adds
+   * itself and those below to `through`. Null or missing: it is not.
+   */
+  directFile?(through: BlockNode[]): DirectFile | null;
+  /**
+   * Throws OutportError, in QSD's words, if its image can't keep one more dirty bitmap. Missing: it
+   * keeps none.
+   */
+  checkNewBitmap?(name: string, granularity: number): Promise<void>;
+  /** Its image keeps that dirty bitmap no longer, if it does. Throws OutportError. */
+  removeStoredBitmap?(name: string): Promise<void>;
   describe(): NodeDescription;
   /** Members of its branch of BlockStatsSpecific. */
   describeStatistics?(): Readonly<Record<string, number>>;

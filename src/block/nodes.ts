@@ -1,7 +1,9 @@
 /** The open nodes of one iothread. Main keeps the graph and says what is open. Thread: iothread. */
 
+import { dirtyInfosOf } from "../bitmaps/node-bitmaps.ts";
 import type { Reactor } from "../io/reactor.ts";
 import type {
+  IothreadEvent,
   IothreadHandlersOf,
   NodeInfo,
   NodeOpen,
@@ -20,19 +22,22 @@ export interface NodeTableParts {
   readonly reactor: Reactor;
   readonly drivers: readonly BlockDriver[];
   readonly log: (text: string) => void;
+  readonly report?: OpenContext["report"];
 }
 
 export class NodeTable {
   #reactor: Reactor;
   #drivers: ReadonlyMap<string, BlockDriver>;
   #log: (text: string) => void;
+  #report: (event: IothreadEvent) => void;
   #entries = new Map<string, NodeEntry>();
   #reopens: NodeReopens;
 
-  constructor({ reactor, drivers, log }: NodeTableParts) {
+  constructor({ reactor, drivers, log, report }: NodeTableParts) {
     this.#reactor = reactor;
     this.#drivers = new Map(drivers.map((driver) => [driver.name, driver]));
     this.#log = log;
+    this.#report = report ?? (() => {});
     this.#reopens = new NodeReopens({
       entry: (nodeName) => this.#entry(nodeName),
       contextOf: (open) => this.#contextOf(open),
@@ -44,6 +49,7 @@ export class NodeTable {
   /** Its handlers, by call. */
   readonly calls: IothreadHandlersOf<
     | "node-open"
+    | "node-implied"
     | "node-close"
     | "node-permissions"
     | "node-flush"
@@ -52,6 +58,11 @@ export class NodeTable {
     | "nodes-reopen-end"
   > = {
     "node-open": (params) => this.#open(params),
+    "node-implied": async (params) => {
+      const driver = this.#drivers.get(params.driver);
+      assert(driver?.impliedChildren !== undefined, "main knows the same drivers");
+      return driver.impliedChildren(this.#contextOf(params));
+    },
     "node-close": async ({ nodeName }) => {
       await this.#close(nodeName);
       return null;
@@ -114,6 +125,9 @@ export class NodeTable {
   /** All or none. */
   async #setPermissions(nodes: readonly NodePermissions[], handedOver: boolean): Promise<void> {
     const changes = nodes.map((next) => ({ entry: this.#entry(next.nodeName), next }));
+    for (const { entry, next } of changes) {
+      if (!next.active && !isInactive(entry.node)) await entry.node.settle?.();
+    }
     await gainPermissions(changes, handedOver, this.#log);
     await dropPermissions(changes, this.#log);
     // Children first, whose lengths may be others' doing.
@@ -136,11 +150,15 @@ export class NodeTable {
   #contextOf(open: NodeOpen): OpenContext {
     const children: Record<string, BlockNode> = {};
     for (const [role, name] of Object.entries(open.children)) children[role] = this.get(name);
-    return { ...open, reactor: this.#reactor, log: this.#log, children };
+    const reactor = this.#reactor;
+    return { ...open, reactor, log: this.#log, report: this.#report, children };
   }
 }
 
 /** What main keeps of it. */
 export function infoOf(node: BlockNode): NodeInfo {
-  return { bytes: node.bytes, writable: node.writable, description: node.describe() };
+  const { bytes, writable } = node;
+  const dirtyBitmaps = dirtyInfosOf(node);
+  const description = node.describe();
+  return { bytes, writable, description, ...(dirtyBitmaps === undefined ? {} : { dirtyBitmaps }) };
 }

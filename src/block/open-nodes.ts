@@ -3,16 +3,19 @@
  * closes what nobody uses. Thread: main.
  */
 import type { Iothread } from "../iothread/pool.ts";
-import { OutportError } from "../util/error.ts";
+import { assert, OutportError } from "../util/error.ts";
 import type { Log } from "../util/log.ts";
 import { trace } from "../util/trace.ts";
 import {
+  type ChildPlan,
   type ChildReference,
   checkCommonOptions,
   checkNodeName,
+  inheritedOptions,
   type NodePlan,
+  planNode,
 } from "./catalogue.ts";
-import type { Surroundings } from "./driver.ts";
+import type { BlockDriver, Surroundings } from "./driver.ts";
 import { attachEdge, chainLinks, depthThrough, detachEdge, Edge, GraphNode } from "./graph-node.ts";
 import { updatePermissions } from "./permission-update.ts";
 import { checkBothActive, openOf } from "./reopen.ts";
@@ -26,22 +29,35 @@ interface OpenedChild {
   readonly node: GraphNode;
   /** Defined inside its parent, not by reference. */
   readonly isInline: boolean;
+  readonly isImplied: boolean;
 }
 
+type Wire = Readonly<Record<string, unknown>>;
+
 export interface OpenNodesParts {
+  readonly drivers: ReadonlyMap<string, BlockDriver>;
+  /** Of BlockdevOptions that an image names. Throws OutportError. */
+  readonly checkOptions: (options: Wire) => Wire;
   readonly findObject: Surroundings["findObject"];
+  readonly servedDevices: Surroundings["servedDevices"];
   readonly log: Log;
 }
 
 export class OpenNodes {
+  #drivers: OpenNodesParts["drivers"];
+  #checkOptions: OpenNodesParts["checkOptions"];
   #findObject: Surroundings["findObject"];
+  #servedDevices: Surroundings["servedDevices"];
   #log: Log;
   /** By name, in the order of opening. */
   #nodes = new Map<string, GraphNode>();
   #generatedCount = 0;
 
-  constructor({ findObject, log }: OpenNodesParts) {
+  constructor({ drivers, checkOptions, findObject, servedDevices, log }: OpenNodesParts) {
+    this.#drivers = drivers;
+    this.#checkOptions = checkOptions;
     this.#findObject = findObject;
+    this.#servedDevices = servedDevices;
     this.#log = log;
   }
 
@@ -65,8 +81,15 @@ export class OpenNodes {
   references(plan: NodePlan): GraphNode[] {
     if (plan.driver.isProtocol === true) this.#checkOwn(plan);
     return plan.children.flatMap((child) =>
-      "plan" in child ? this.references(child.plan) : [this.#reference(child, plan)],
+      "plan" in child ? this.references(child.plan) : this.#earlyReference(child, plan),
     );
+  }
+
+  /** Of an image that names children itself, others than its file are looked for later. */
+  #earlyReference(child: ChildReference, above: NodePlan): GraphNode[] {
+    const isLater = above.driver.impliedChildren !== undefined && child.role !== "file";
+    if (isLater && !this.#nodes.has(child.reference)) return [];
+    return [this.#reference(child, above)];
   }
 
   #reference({ role, reference: name }: ChildReference, above: NodePlan): GraphNode {
@@ -80,21 +103,30 @@ export class OpenNodes {
   }
 
   /** Opens children, then the node. When it throws, all is as before. */
-  async open(plan: NodePlan, iothread: Iothread): Promise<GraphNode> {
+  async open(
+    plan: NodePlan,
+    iothread: Iothread,
+    above: readonly string[] = [],
+  ): Promise<GraphNode> {
     const children: OpenedChild[] = [];
     try {
-      for (const child of plan.children) {
-        const { role } = child;
-        const isInline = "plan" in child;
-        if (isLate(plan, role)) this.#checkOwn(plan);
-        const node = isInline
-          ? await this.open(child.plan, iothread)
-          : this.#reference(child, plan);
-        children.push({ role, isInline, node });
+      const early = plan.children.filter(({ role }) => !isLate(plan, role));
+      for (const child of early) {
+        children.push(await this.#openChild(plan, child, iothread, above));
+      }
+      const late = plan.children.filter(({ role }) => isLate(plan, role));
+      late.push(...(await this.#implied(plan, children, iothread, above)));
+      const through = [...above, ...filenamesOf(children)];
+      const before = this.#nodes.size;
+      for (const child of late.sort(backingLast)) {
+        this.#checkOwn(plan);
+        children.push(await this.#openChild(plan, child, iothread, through));
       }
       this.#checkOwn(plan);
       const nodeName = plan.nodeName ?? this.#generateName();
-      return await this.#openNode(plan, nodeName, children, iothread);
+      const node = await this.#openNode(plan, nodeName, children, iothread);
+      this.#placeAt(before, node);
+      return node;
     } catch (error) {
       await rollBack(
         children.reverse().map(
@@ -105,6 +137,69 @@ export class OpenNodes {
       );
       throw error;
     }
+  }
+
+  /** Nodes count from when they look at themselves: before they open what they find then. */
+  #placeAt(index: number, node: GraphNode): void {
+    if (index === this.#nodes.size - 1) return;
+    const nodes = [...this.#nodes.values()];
+    nodes.splice(index, 0, nodes.pop()!);
+    this.#nodes.clear();
+    for (const one of nodes) this.#nodes.set(one.nodeName, one);
+    assert(nodes[index] === node, "the node was opened last");
+  }
+
+  async #openChild(
+    plan: NodePlan,
+    child: ChildPlan,
+    iothread: Iothread,
+    above: readonly string[],
+  ): Promise<OpenedChild> {
+    const { role } = child;
+    const isInline = "plan" in child;
+    try {
+      const node = isInline
+        ? await this.open(child.plan, iothread, above)
+        : this.#reference(child, plan);
+      const isImplied = isInline && child.isImplied === true;
+      return { role, isInline, isImplied, node };
+    } catch (error) {
+      const isCycle = !isInline && child.reference === plan.nodeName;
+      throw role === "backing" && !isCycle ? backingError(error) : error;
+    }
+  }
+
+  /** Children that only the image itself names. Throws OutportError. */
+  async #implied(
+    plan: NodePlan,
+    children: readonly OpenedChild[],
+    iothread: Iothread,
+    above: readonly string[],
+  ): Promise<readonly ChildPlan[]> {
+    const { driver, common, options, active, nodeName = "" } = plan;
+    if (driver.impliedChildren === undefined) return [];
+    this.#checkOwn(plan);
+    const names = children.map(({ role, node }) => [role, node.nodeName]);
+    const implied = await iothread.call("node-implied", {
+      ...{ nodeName, driver: driver.name, options, ...common, active },
+      children: Object.fromEntries(names),
+    });
+    const given = new Set([...plan.children.map(({ role }) => role), ...plan.absent]);
+    return implied
+      .filter(({ role }) => !given.has(role))
+      .map(({ role, options: ofChild, failure }) => {
+        if (failure !== undefined) throw backingError(new OutportError("invalid", failure));
+        const through = [...above, ...filenamesOf(children)];
+        // Each image has a node for its file.
+        if (through.length > DEPTH_MAX / 2) throw tooDeep(nodeName);
+        checkLoop(through, ofChild);
+        const handed = { common: inheritedOptions(common, role), active };
+        return { role, plan: this.#planImplied(role, ofChild, handed), isImplied: true };
+      });
+  }
+
+  #planImplied(role: string, options: Wire, parent: Parameters<typeof planNode>[2]): NodePlan {
+    return ofRole(role, () => planNode(this.#drivers, this.#checkOptions(options), parent));
   }
 
   /** Throws OutportError. */
@@ -130,7 +225,11 @@ export class OpenNodes {
     node.explicit = plan.explicit;
     node.active = plan.active;
     node.toldActive = plan.active;
-    for (const child of children) attachEdge(new Edge(node, child.role, child.node));
+    for (const child of children) {
+      const edge = new Edge(node, child.role, child.node);
+      edge.isImplied = child.isImplied;
+      attachEdge(edge);
+    }
     try {
       for (const child of children) checkBothActive(node, child.role, child.node);
       checkDepth(node);
@@ -165,6 +264,7 @@ export class OpenNodes {
       options: definition.options,
       findNode: (nodeName) => this.#nodes.get(nodeName),
       findObject: this.#findObject,
+      servedDevices: this.#servedDevices,
     });
     node.definition = { ...definition, bound };
   }
@@ -208,8 +308,46 @@ function isLate({ driver }: NodePlan, role: string): boolean {
 export function checkDepth(node: GraphNode): void {
   if (depthThrough(node) <= DEPTH_MAX) return;
   // QSD differs: it ends when its stack does.
-  const message = `Node '${node.nodeName}' makes a chain of more than ${DEPTH_MAX} nodes`;
-  throw new OutportError("limit", message);
+  throw tooDeep(node.nodeName);
+}
+
+function tooDeep(nodeName: string): OutportError {
+  const message = `Node '${nodeName}' makes a chain of more than ${DEPTH_MAX} nodes`;
+  return new OutportError("limit", message);
+}
+
+/** Where the images of a chain lie, as far as that has a name. */
+function filenamesOf(children: readonly OpenedChild[]): readonly string[] {
+  const file = children.find(({ role }) => role === "file");
+  return [file?.node.info.description.exactFilename ?? ""];
+}
+
+/** Throws OutportError. */
+function checkLoop(above: readonly string[], { file }: Wire): void {
+  const { filename } = (file ?? {}) as { filename?: string };
+  if (filename === undefined || !above.includes(filename)) return;
+  // QSD differs: it opens them all until it runs out of something.
+  const message = `Backing file '${filename}' creates an infinite loop.`;
+  throw backingError(new OutportError("invalid", message));
+}
+
+function ofRole<T>(role: string, action: () => T): T {
+  try {
+    return action();
+  } catch (error) {
+    throw role === "backing" ? backingError(error) : error;
+  }
+}
+
+function backingError(error: unknown): unknown {
+  // Of a chain that is too deep, one word is enough.
+  if (!(error instanceof OutportError) || error.kind === "limit") return error;
+  return new OutportError(error.kind, `Could not open backing file: ${error.message}`);
+}
+
+/** As images open them. */
+function backingLast(one: ChildPlan, other: ChildPlan): number {
+  return Number(one.role === "backing") - Number(other.role === "backing");
 }
 
 /** Keeps the links that the node relies on. Throws OutportError. */

@@ -101,6 +101,7 @@ function deviceInfo(node: GraphNode, flat: boolean): BlockDeviceInfo {
       "no-flush": definition.cacheNoFlush,
     },
     write_threshold: node.writeThreshold,
+    ...(info.dirtyBitmaps === undefined ? {} : { "dirty-bitmaps": [...info.dirtyBitmaps] }),
   };
 }
 
@@ -123,7 +124,7 @@ function imageInfo(node: GraphNode): ImageInfo {
     format: node.driver.name,
     "virtual-size": node.info.bytes,
     ...(Number.isNaN(actualBytes) ? {} : { "actual-size": actualBytes }),
-    ...commonImageFacts(node),
+    ...imageFacts(node),
     ...node.info.description.image,
     limits: limitsOf(node) as unknown as ImageInfo["limits"],
   };
@@ -144,10 +145,10 @@ function actualBytesOf(node: GraphNode): number {
 }
 
 /** Facts about an image that hold also for what only passes it on. */
-function commonImageFacts(node: GraphNode): Partial<ImageInfo> {
+export function imageFacts(node: GraphNode): Partial<ImageInfo> {
   const image: Partial<ImageInfo> = node.info.description.image ?? {};
   const below = primaryChild(node);
-  if (image["dirty-flag"] === undefined && below !== undefined) return commonImageFacts(below);
+  if (image["dirty-flag"] === undefined && below !== undefined) return imageFacts(below);
   const { "dirty-flag": dirtyFlag, "cluster-size": clusterBytes } = image;
   return {
     ...(dirtyFlag === undefined ? {} : { "dirty-flag": dirtyFlag }),

@@ -10,6 +10,7 @@ import {
   checkDetectZeroes,
   commonOptions,
   explicitOptions,
+  inheritedOptions,
 } from "./catalogue.ts";
 import type { GraphNode } from "./graph-node.ts";
 
@@ -66,13 +67,14 @@ export class ReopenQueue {
     for (const { role } of node.driver.children) {
       const edge = node.children.find((one) => one.role === role);
       const value = given[role];
+      const handed = inheritedOptions(common, role);
       const isOwn = edge?.child.inheritsFrom === node;
       if (value === null || typeof value === "string") {
         references.set(role, value);
-        if (isOwn && value === edge.child.nodeName) this.#add(edge.child, {}, common, true);
+        if (isOwn && value === edge.child.nodeName) this.#add(edge.child, {}, handed, true);
       } else if (isOwn) {
         if (value === undefined && !keep) this.#checkMayMiss(node, role);
-        this.#add(edge.child, (value ?? {}) as Wire, common, keep);
+        this.#add(edge.child, (value ?? {}) as Wire, handed, keep);
       } else if (value !== undefined) {
         foreign.set(role, value as Wire);
       } else if (edge !== undefined && !keep) {

@@ -1,5 +1,8 @@
 /** Giving a node a new length. Thread: main. Spec: qapi/block-core.json block_resize */
-import { OutportError } from "../util/error.ts";
+import type { IothreadEvent } from "../iothread/messages.ts";
+import type { Iothreads } from "../iothread/pool.ts";
+import { EINVAL, EIO, ENOSPC, ENOTSUP, EPERM } from "../runtime/errno.ts";
+import { type ErrorKind, OutportError } from "../util/error.ts";
 import type { BlockGraph } from "./graph.ts";
 import { connectedNodes, type GraphNode } from "./graph-node.ts";
 import { PERM_ALL, PERM_RESIZE } from "./node.ts";
@@ -31,11 +34,48 @@ export function resizeNode(graph: BlockGraph, options: ResizeOptions): Promise<v
   });
 }
 
-/** Nodes above follow, and so do nodes below with what else stands on them. */
-async function truncate(node: GraphNode, bytes: number): Promise<void> {
+type ResizeRequest = Extract<IothreadEvent, { event: "node-resize" }>;
+
+/** What a failure to resize is to a client of an export. */
+const ERRORS: Partial<Record<ErrorKind, number>> = {
+  invalid: -EINVAL,
+  limit: -ENOSPC,
+  permission: -EPERM,
+  unsupported: -ENOTSUP,
+};
+
+/** Serves the events "node-resize": those who ask have the permission to resize. */
+export function serveResizeRequests(graph: BlockGraph, iothreads: Iothreads): void {
+  const resize = ({ nodeName, bytes, atLeast }: ResizeRequest): Promise<number> =>
+    graph.exclusive(async () => {
+      const node = graph.find(nodeName);
+      if (node === undefined) return -EIO;
+      try {
+        await graph.drained([node], () => truncate(node, bytes, atLeast));
+        return 0;
+      } catch (error) {
+        if (error instanceof OutportError) return ERRORS[error.kind] ?? -EIO;
+        throw error;
+      }
+    });
+  iothreads.onEvent(async (iothread, event) => {
+    if (event.event !== "node-resize") return;
+    const { request } = event;
+    const result = await resize(event);
+    // A thread that has ended meanwhile asks for nothing any more.
+    await iothread.call("node-resized", { request, result }).catch(() => {});
+  });
+}
+
+/**
+ * Nodes above follow, and so do nodes below with what else stands on them. `atLeast`: only if it
+ * grows.
+ */
+async function truncate(node: GraphNode, bytes: number, atLeast = false): Promise<void> {
   const { nodeName, iothread } = node;
   const connected = connectedNodes(node).reverse();
   const names = connected.map((one) => one.nodeName);
-  const infos = await iothread.call("node-truncate", { nodeName, bytes, connected: names });
+  const params = { nodeName, bytes, connected: names };
+  const infos = await iothread.call("node-truncate", atLeast ? { ...params, atLeast } : params);
   for (const [i, info] of infos.entries()) connected[i]!.info = info;
 }

@@ -43,8 +43,14 @@ export class WriteThresholds {
     return this.#graph.exclusive(async () => {
       const node = this.#graph.find(nodeName);
       if (node === undefined) throw new OutportError("not-found", `Device '${nodeName}' not found`);
+      const before = node.writeThreshold;
       node.writeThreshold = offset;
-      await node.iothread.call("node-write-threshold", { nodeName, offset });
+      try {
+        await node.iothread.call("node-write-threshold", { nodeName, offset });
+      } catch (error) {
+        node.writeThreshold = before;
+        throw error;
+      }
     });
   }
 }

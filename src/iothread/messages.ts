@@ -3,6 +3,7 @@
  * Everything here is structured-cloneable; wire names of QAPI stay as they are inside `options`.
  * Thread: both.
  */
+import type { BlockDirtyInfo } from "../qapi/block.ts";
 import type { BlockDeviceStats } from "../qapi/block-stats.ts";
 import type { ErrorKind, QapiErrorClass } from "../util/error.ts";
 import type { LogLevel, LogRecord } from "../util/log.ts";
@@ -34,6 +35,14 @@ export interface NodeOpen extends CommonNodeOptions {
   readonly handedOver?: unknown;
 }
 
+/** A child that an image names, as options of BlockdevOptions; not checked. */
+export interface ImpliedChild {
+  readonly role: string;
+  readonly options: Readonly<Record<string, unknown>>;
+  /** Why what the image says can't be had. */
+  readonly failure?: string;
+}
+
 /** What only the open node knows of what query-named-block-nodes tells. */
 export interface NodeDescription {
   /** Opens the same image if nothing else is given; missing when no file name alone does. */
@@ -51,6 +60,8 @@ export interface NodeInfo {
   readonly bytes: number;
   readonly writable: boolean;
   readonly description: NodeDescription;
+  /** Of its dirty bitmaps, the newest first; missing: it has none. */
+  readonly dirtyBitmaps?: readonly BlockDirtyInfo[];
 }
 
 export interface NodePermissions {
@@ -74,6 +85,8 @@ export interface NodesReopen {
 export interface NodeTruncate {
   readonly nodeName: string;
   readonly bytes: number;
+  /** Does nothing to a node that is longer. */
+  readonly atLeast?: boolean;
   /** The node and all whose length may follow, children first. */
   readonly connected: readonly string[];
 }
@@ -138,7 +151,50 @@ export interface NodeHistory {
   readonly handedOver: unknown;
   readonly statistics: SavedStatistics;
   readonly writeThreshold: number;
+  /** The newest first. */
+  readonly bitmaps: readonly SavedBitmap[];
 }
+
+export type { BlockDirtyInfo };
+
+/** Bits of a dirty bitmap; see HBitmapContent of bitmaps/hbitmap.ts. */
+export interface BitmapContent {
+  readonly bytes: number;
+  readonly granularity: number;
+  readonly chunks: readonly (Uint32Array | null)[];
+}
+
+/** A dirty bitmap with all its states. */
+export interface SavedBitmap {
+  readonly name: string;
+  readonly enabled: boolean;
+  readonly busy: boolean;
+  readonly persistent: boolean;
+  readonly inconsistent: boolean;
+  readonly readOnly: boolean;
+  readonly content: BitmapContent;
+}
+
+export interface BitmapPlace {
+  readonly nodeName: string;
+  readonly name: string;
+}
+
+/** A bitmap of the same iothread, or what is in one of another. */
+export type BitmapMergeSource = BitmapPlace | { readonly content: BitmapContent };
+
+/** A change to the dirty bitmaps of a node. */
+export type BitmapAction = BitmapPlace &
+  (
+    | {
+        readonly type: "add";
+        readonly granularity: number;
+        readonly persistent: boolean;
+        readonly enabled: boolean;
+      }
+    | { readonly type: "remove" | "clear" | "enable" | "disable" }
+    | { readonly type: "merge"; readonly sources: readonly BitmapMergeSource[] }
+  );
 
 /** Of Float64Array: counts by OP_*. */
 export interface SavedStatistics {
@@ -154,6 +210,8 @@ export interface SavedStatistics {
 /** Calls of main to an iothread: name → [parameters, reply]. A reply may be an OutportError. */
 export interface IothreadCalls {
   "node-open": [NodeOpen, NodeInfo];
+  /** Before "node-open", with the "file" child only: see BlockDriver.impliedChildren(). */
+  "node-implied": [NodeOpen, readonly ImpliedChild[]];
   /** Flushes a writable node, closes it. Its parents are closed already. */
   "node-close": [{ nodeName: string }, null];
   /**
@@ -171,15 +229,23 @@ export interface IothreadCalls {
   "nodes-statistics": [{ nodeNames: readonly string[] }, readonly NodeStatistics[]];
   /** block_resize, in a drained section. Replies the info of each of `connected`. */
   "node-truncate": [NodeTruncate, readonly NodeInfo[]];
+  /** The answer to an event "node-resize": 0 or -errno. */
+  "node-resized": [{ request: number; result: number }, null];
   /** `offset` 0: none. */
   "node-write-threshold": [{ nodeName: string; offset: number }, null];
   /** For a node that moves: nobody uses it. */
   "node-history": [{ nodeName: string }, NodeHistory];
   "node-history-restore": [{ nodeName: string; history: NodeHistory }, null];
+  /** In a drained section. It has taken effect; "bitmap-settle" follows. */
+  "bitmap-action": [{ action: BitmapAction }, { undo: number }];
+  /** Keeps what an action did, or takes it back. */
+  "bitmap-settle": [{ undo: number; keep: boolean }, null];
+  "bitmap-content": [BitmapPlace, { content: BitmapContent }];
+  "bitmap-sha256": [BitmapPlace, { sha256: string }];
   /** No request is in flight on these nodes when it replies, and none starts until the resume. */
   "nodes-drain": [{ nodeNames: readonly string[] }, { section: number }];
   "nodes-resume": [{ section: number }, null];
-  /** Ready to serve when it returns. The reply is the type's own: NbdExportInfo for nbd. */
+  /** Ready to serve when it returns. The reply is the type's own. */
   "export-open": [ExportOpen, unknown];
   /**
    * It takes no more clients. `safe`: refuses with kind in-use while it has one, and nothing
@@ -251,6 +317,27 @@ export type IothreadEvent =
       readonly nodeName: string;
       readonly amountExceeded: number;
       readonly writeThreshold: number;
+    }
+  /** A client of an export asks for another length of the node: "node-resized" answers. */
+  | {
+      readonly event: "node-resize";
+      readonly request: number;
+      readonly nodeName: string;
+      readonly bytes: number;
+      /** Not less than it has by then. */
+      readonly atLeast: boolean;
+    }
+  /** The mount of a FUSE export is gone, or its session can't go on: `error` is the -errno. */
+  | { readonly event: "fuse-ended"; readonly exportId: string; readonly error: number }
+  /** For BLOCK_IMAGE_CORRUPTED. */
+  | {
+      readonly event: "image-corrupted";
+      readonly nodeName: string;
+      readonly message: string;
+      /** Nothing can be done with the node any more. */
+      readonly fatal: boolean;
+      readonly offset?: number;
+      readonly bytes?: number;
     }
   /** An adopted connection ended, on the thread of its export. */
   | { readonly event: "nbd-released"; readonly exportId: string };

@@ -2,6 +2,7 @@
 import { EFD_NONBLOCK } from "../abi/linux.ts";
 import type { Thread, ThreadDriver } from "../runtime/driver.ts";
 import type { Linux } from "../runtime/linux.ts";
+import { settlesWithin } from "../util/deadline.ts";
 import { OutportError } from "../util/error.ts";
 import type { Log, Logger } from "../util/log.ts";
 import { type TraceState, trace } from "../util/trace.ts";
@@ -214,15 +215,4 @@ function startFailure(id: string, error: Error): OutportError {
 function checkEngine(name: string | undefined): IothreadStart["engine"] {
   if (name === undefined || name === "io_uring" || name === "epoll") return name;
   throw new OutportError("invalid", `OUTPORT_IO_ENGINE is '${name}': expected io_uring or epoll`);
-}
-
-/** True when `promise` resolves in time. */
-async function settlesWithin(promise: Promise<void>, ms: number): Promise<boolean> {
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const late = new Promise<boolean>((resolve) => {
-    timer = setTimeout(() => resolve(false), ms);
-  });
-  const result = await Promise.race([promise.then(() => true), late]);
-  clearTimeout(timer);
-  return result;
 }

@@ -3,10 +3,14 @@
  * calls, and returns when main says stop. Thread: iothread.
  */
 
+import { BitmapService } from "../bitmaps/service.ts";
 import { Drains } from "../block/drains.ts";
 import { blockDrivers } from "../block/drivers/index.ts";
+import type { BlockNode } from "../block/node.ts";
 import { NodeControl } from "../block/node-control.ts";
 import { infoOf, NodeTable } from "../block/nodes.ts";
+import { ResizeRequests } from "../block/resize-requests.ts";
+import { FuseService } from "../exports/fuse/service.ts";
 import { NbdService } from "../exports/nbd/service.ts";
 import { ExportRegistry } from "../exports/registry.ts";
 import { VhostUserBlkService } from "../exports/vhost-user-blk/service.ts";
@@ -19,7 +23,7 @@ import { Reactor } from "../io/reactor.ts";
 import type { ThreadDriver, ThreadStart } from "../runtime/driver.ts";
 import { Linux } from "../runtime/linux.ts";
 import { traceOutput } from "../runtime/text-file.ts";
-import { componentLog } from "../util/log.ts";
+import { componentLog, type Log } from "../util/log.ts";
 import { type TraceState, trace, traceAs } from "../util/trace.ts";
 import { serveCalls } from "./channel.ts";
 import type { FromIothread, IothreadEvent, IothreadStart } from "./messages.ts";
@@ -47,6 +51,7 @@ export async function runIothread(driver: ThreadDriver, start: ThreadStart): Pro
     reactor,
     drivers: blockDrivers,
     log: (text) => blockLog("error", text),
+    report: send,
   });
   const control = new NodeControl({
     reactor,
@@ -54,17 +59,17 @@ export async function runIothread(driver: ThreadDriver, start: ThreadStart): Pro
     infoOf,
     send,
   });
+  const bitmaps = new BitmapService({ findNode: (nodeName) => nodes.find(nodeName) });
   const drains = new Drains({ reactor, findNode: (nodeName) => nodes.find(nodeName) });
   const findNode = (nodeName: string) => nodes.get(nodeName);
-  const nbd = new NbdService({ reactor, findNode, send, log: logOf("nbd") });
-  const vhostLog = logOf("vhost-user-blk");
-  const vhostUserBlk = new VhostUserBlkService({ reactor, findNode, log: vhostLog });
-  const exports = new ExportRegistry([nbd, vhostUserBlk]);
+  const { exports, nbd, resizes } = makeExports({ reactor, findNode, send, logOf });
 
   serveCalls(reactor, start, options.wakeFd, {
     ...nodes.calls,
     ...drains.calls,
+    ...resizes.calls,
     ...control.calls,
+    ...bitmaps.calls,
     ...exports.calls,
     ...nbd.calls,
     "polling-configure": async (parameters) => {
@@ -92,6 +97,28 @@ export async function runIothread(driver: ThreadDriver, start: ThreadStart): Pro
   }
   // Not after a failure: operations may be in flight that write there.
   reactor.memory.unmap();
+}
+
+interface ExportsParts {
+  readonly reactor: Reactor;
+  readonly findNode: (nodeName: string) => BlockNode;
+  readonly send: (event: IothreadEvent) => void;
+  readonly logOf: (component: string) => Log;
+}
+
+function makeExports({ reactor, findNode, send, logOf }: ExportsParts) {
+  const nbd = new NbdService({ reactor, findNode, send, log: logOf("nbd") });
+  const vhostLog = logOf("vhost-user-blk");
+  const vhostUserBlk = new VhostUserBlkService({ reactor, findNode, log: vhostLog });
+  const resizes = new ResizeRequests({ reactor, send });
+  const fuse = new FuseService({
+    reactor,
+    findNode,
+    resizeNode: (nodeName, bytes, atLeast) => resizes.resize(nodeName, bytes, atLeast),
+    send,
+    log: logOf("fuse"),
+  });
+  return { exports: new ExportRegistry([nbd, vhostUserBlk, fuse]), nbd, resizes };
 }
 
 function makeReactor(

@@ -1,5 +1,6 @@
 /** What queries tell of block nodes. Pure. Spec: qapi/block-core.json */
 import type { GenericSchema, InferOutput } from "valibot";
+import { imageInfoSpecificQcow2 } from "./block-qcow2.ts";
 import {
   arrayOf,
   bool,
@@ -57,9 +58,10 @@ const blockLimitsInfo = object("BlockLimitsInfo", {
 
 /** One branch per driver that has something to add. */
 const imageInfoSpecific = union("ImageInfoSpecific", {
-  base: { type: enumeration("ImageInfoSpecificKind", ["file"]) },
+  base: { type: enumeration("ImageInfoSpecificKind", ["qcow2", "file"]) },
   tag: "type",
   branches: {
+    qcow2: { data: imageInfoSpecificQcow2 },
     file: {
       data: object("ImageInfoSpecificFile", {
         "extent-size-hint": optional(uint64, "Extent size hint of the file, bytes"),
@@ -132,6 +134,7 @@ const blockDirtyInfo = object("BlockDirtyInfo", {
   persistent: doc(bool, "Stored in the image when that is closed"),
   inconsistent: optional(bool, "It was not stored properly, and can only be removed"),
 });
+export type BlockDirtyInfo = Readonly<InferOutput<typeof blockDirtyInfo>>;
 
 /** A node for query-named-block-nodes, or what is inserted in a device. */
 export const blockDeviceInfo = object("BlockDeviceInfo", {

@@ -1,20 +1,21 @@
 /**
  * Makes test/unit/abi/{linux,syscalls}.json: what the C headers of Linux say about each name that
- * src/abi/{linux,linux-socket,syscalls}.ts exports. Run where there is a C compiler, with
- * `bun test/support/abi-generate.ts`; the tests only read its result.
+ * src/abi/{linux,linux-mount,linux-socket,syscalls}.ts exports. Run where there is a C compiler,
+ * with `bun test/support/abi-generate.ts`; the tests only read its result.
  */
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import * as linux from "../../src/abi/linux.ts";
+import * as mount from "../../src/abi/linux-mount.ts";
 import * as socket from "../../src/abi/linux-socket.ts";
 import { SYSCALLS } from "../../src/abi/syscalls.ts";
 
 const HEADERS = [
   "fcntl.h linux/falloc.h linux/fs.h linux/vm_sockets.h netinet/in.h netinet/tcp.h poll.h",
-  "stddef.h stdio.h sys/epoll.h sys/eventfd.h sys/ioctl.h sys/mman.h sys/prctl.h sys/socket.h",
-  "sys/stat.h sys/uio.h sys/un.h time.h",
+  "stddef.h stdio.h sys/epoll.h sys/eventfd.h sys/ioctl.h sys/mman.h sys/mount.h sys/prctl.h",
+  "sys/socket.h sys/stat.h sys/uio.h sys/un.h time.h",
 ];
 
 /** Of names that are no macro: the C expression. */
@@ -31,6 +32,7 @@ const EXPRESSIONS: Readonly<Record<string, string>> = {
     RDEV_MINOR: "stx_rdev_minor",
     DEV_MAJOR: "stx_dev_major",
     DEV_MINOR: "stx_dev_minor",
+    MNT_ID_AT: "stx_mnt_id",
     DIO_MEM_ALIGN: "stx_dio_mem_align",
     DIO_OFFSET_ALIGN: "stx_dio_offset_align",
   }),
@@ -87,7 +89,7 @@ function struct(
 }
 
 /** Names of the machine that this does not run on can't be asked for. */
-const names = Object.entries({ ...linux, ...socket })
+const names = Object.entries({ ...linux, ...mount, ...socket })
   .filter(([name, value]) => typeof value === "number" && !name.startsWith("ARM64_"))
   .map(([name]) => name);
 

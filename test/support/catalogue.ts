@@ -1,5 +1,6 @@
 /** All commands and events as the process has them, with nothing behind them: for their schemas. */
 import { blockDrivers } from "../../src/block/drivers/index.ts";
+import { FuseExports } from "../../src/exports/fuse/index.ts";
 import { exportTypes } from "../../src/exports/index.ts";
 import { NbdServer } from "../../src/exports/nbd/index.ts";
 import { objectKinds } from "../../src/objects/index.ts";
@@ -21,7 +22,12 @@ export function catalogue() {
   const commands = allCommands(
     partsWith({
       drivers: blockDrivers,
-      types: exportTypes(partsWith({ nbdServer: new NbdServer(nobody as never) })),
+      types: exportTypes(
+        partsWith({
+          nbdServer: new NbdServer(nobody as never),
+          fuse: new FuseExports(nobody as never),
+        }),
+      ),
       objects: { kinds: objectKinds(nobody as never) },
     }),
   );

@@ -31,7 +31,7 @@ export class FakeNode implements BlockNode {
   readonly nodeName: string = "fake";
   readonly driver = "fake";
   readonly writable = true;
-  readonly data: Uint8Array;
+  data: Uint8Array;
   readonly limits: BlockLimits;
   /** What was asked of it, in order. */
   readonly calls: { op: Op; offset: number; bytes: number; flags: number }[] = [];
@@ -60,6 +60,13 @@ export class FakeNode implements BlockNode {
 
   get bytes(): number {
     return this.data.length;
+  }
+
+  /** Keeps what fits; new bytes are zeroes. */
+  resize(bytes: number): void {
+    const old = this.data;
+    this.data = new Uint8Array(bytes);
+    this.data.set(old.subarray(0, bytes));
   }
 
   /** Operations that have been asked for and wait for go(). */

@@ -1,5 +1,6 @@
 /** Iothreads without threads, for unit tests of what main does with them. */
 import type {
+  BitmapPlace,
   IothreadCall,
   IothreadCalls,
   IothreadEvent,
@@ -21,6 +22,8 @@ export class FakeIothread implements Iothread {
   readonly nodes = new Map<string, { used: number; shared: number }>();
   readonly exports = new Set<string>();
   readonly registered = new Set<string>();
+  /** Where "export-open" finds bitmaps. */
+  bitmapPlaces: readonly BitmapPlace[] = [];
   listening = false;
   /** As they were opened or reopened. */
   readonly definitions = new Map<string, NodeOpen>();
@@ -138,7 +141,10 @@ export class FakeIothread implements Iothread {
 
   #answerExport(call: IothreadCall, params: never): unknown {
     const { id, exportId, safe } = params as { id: string; exportId: string; safe: boolean };
-    if (call === "export-open") this.exports.add(id);
+    if (call === "export-open") {
+      this.exports.add(id);
+      return { bitmaps: this.bitmapPlaces };
+    }
     if (call === "export-close") this.exports.delete(id);
     if (call === "export-shutdown") {
       if (safe && this.connectionCount > 0) throw new OutportError("in-use", "clients");

@@ -14,6 +14,7 @@ import {
   NBD_STRUCTURED_REPLY_BYTES,
   NBD_STRUCTURED_REPLY_MAGIC,
 } from "../../src/abi/nbd.ts";
+import type { DirtyBitmap } from "../../src/bitmaps/dirty-bitmap.ts";
 import { type BackendOptions, BlockBackend } from "../../src/block/backend.ts";
 import type { BlockNode } from "../../src/block/node.ts";
 import { NbdConnections } from "../../src/exports/nbd/connections.ts";
@@ -227,6 +228,8 @@ export class NbdRig {
   readonly connections: NbdConnections;
   backend!: BlockBackend;
   exp!: NbdExport;
+  /** For serve(). */
+  bitmaps: readonly DirtyBitmap[] = [];
   readonly peers: Peer[] = [];
   #node!: BlockNode;
   #options!: BackendOptions;
@@ -253,7 +256,8 @@ export class NbdRig {
     this.backend = new BlockBackend(this.reactor, this.#node, this.#options);
     const { connections, backend } = this;
     const bytes = this.#node.bytes;
-    this.exp = new NbdExport({ connections, backend, bytes, readOnly: !this.#options.writable });
+    const readOnly = !this.#options.writable;
+    this.exp = new NbdExport({ connections, backend, bytes, readOnly, bitmaps: this.bitmaps });
   }
 
   /**

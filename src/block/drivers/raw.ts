@@ -10,6 +10,7 @@ import { EINVAL, ENOSPC } from "../../runtime/errno.ts";
 import { OutportError } from "../../util/error.ts";
 import { ChildIo } from "../child-io.ts";
 import { nodeBytes, SECTOR_BYTES } from "../description.ts";
+import type { DirectFile } from "../direct-access.ts";
 import type { BlockDriver, OpenContext, Permissions } from "../driver.ts";
 import {
   type BlockLimits,
@@ -202,13 +203,21 @@ class RawNode implements BlockNode {
     this.#measure();
   }
 
+  directFile(through: BlockNode[]): DirectFile | null {
+    const { detectZeroes } = this.#context;
+    if (this.#offset > 0 || this.#fixedBytes !== undefined || detectZeroes !== "off") return null;
+    through.push(this);
+    return this.#child.directFile?.(through) ?? null;
+  }
+
   #measure(): void {
     this.#childBytes = this.#fixedBytes ?? Math.max(0, this.#child.bytes - this.#offset);
     this.bytes = nodeBytes(this.#childBytes);
   }
 
   describe(): NodeDescription {
-    return {};
+    const { actualBytes } = this.#child.describe();
+    return actualBytes === undefined ? {} : { actualBytes };
   }
 
   async close(): Promise<void> {}

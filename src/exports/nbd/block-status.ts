@@ -9,14 +9,16 @@ import {
   NBD_EXTENDED_REPLY_BYTES,
   NBD_REPLY_TYPE_BLOCK_STATUS,
   NBD_REPLY_TYPE_BLOCK_STATUS_EXT,
+  NBD_STATE_DIRTY,
   NBD_STATE_HOLE,
   NBD_STATE_ZERO,
 } from "../../abi/nbd.ts";
+import type { HBitmap } from "../../bitmaps/hbitmap.ts";
 import { type BlockStatus, STATUS_DATA, STATUS_ZERO } from "../../block/node.ts";
 import { EINVAL } from "../../runtime/errno.ts";
 import type { NbdConnection } from "./connection.ts";
 import { failureMessage } from "./errors.ts";
-import { BASE_ALLOCATION, type NbdMetaContext } from "./meta-context.ts";
+import { BASE_ALLOCATION, FIRST_BITMAP_ID, type NbdMetaContext } from "./meta-context.ts";
 import { flagsType, setU64, writeChunkHeader } from "./replies.ts";
 import { getU64, payloadBytes, type RequestHeader } from "./request.ts";
 
@@ -55,12 +57,52 @@ export async function replyBlockStatus(
   const countMax = (header.flags & NBD_CMD_FLAG_REQ_ONE) !== 0 ? 1 : extentsMax(connection);
   for (const [index, context] of contexts.entries()) {
     const extents: Extents = [];
-    const flagsOf = context.id === BASE_ALLOCATION.id ? allocationFlags : depthFlags;
     const range = { offset: header.offset, bytes };
-    const error = await findExtents(connection, range, countMax, flagsOf, extents);
+    const error = await findContext(connection, context.id, range, countMax, extents);
     if (error < 0) return fail(error, failureMessage(NBD_CMD_BLOCK_STATUS));
     await sendExtents(connection, header, context.id, extents, index === contexts.length - 1);
   }
+}
+
+interface Range {
+  readonly offset: number;
+  readonly bytes: number;
+}
+
+/** Fills `extents`, equal neighbours merged. Returns 0 or -errno. */
+function findContext(
+  connection: NbdConnection,
+  contextId: number,
+  range: Range,
+  countMax: number,
+  extents: Extents,
+): Promise<number> {
+  if (contextId >= FIRST_BITMAP_ID) {
+    const { bits } = connection.bitmaps[contextId - FIRST_BITMAP_ID]!;
+    return findDirty(connection, bits, range, countMax, extents);
+  }
+  const flagsOf = contextId === BASE_ALLOCATION.id ? allocationFlags : depthFlags;
+  return findExtents(connection, range, countMax, flagsOf, extents);
+}
+
+async function findDirty(
+  connection: NbdConnection,
+  bits: HBitmap,
+  { offset, bytes }: Range,
+  countMax: number,
+  extents: Extents,
+): Promise<number> {
+  const end = offset + bytes;
+  let isDirty = bits.get(offset);
+  for (let at = offset; at < end && extents.length < countMax && !connection.closing; ) {
+    const next = isDirty ? bits.nextZero(at, end) : bits.nextDirty(at, end);
+    const extentEnd = next < 0 ? end : next;
+    extents.push([extentEnd - at, isDirty ? NBD_STATE_DIRTY : 0]);
+    at = extentEnd;
+    isDirty = !isDirty;
+    if (extents.length % EXTENTS_PER_TURN === 0) await connection.reactor.sleep(0);
+  }
+  return 0;
 }
 
 function allocationFlags(status: BlockStatus): number {
@@ -72,10 +114,9 @@ function depthFlags(status: BlockStatus): number {
   return status.depth;
 }
 
-/** Fills `extents`, equal neighbours merged. Returns 0 or -errno. */
 async function findExtents(
   connection: NbdConnection,
-  range: { offset: number; bytes: number },
+  range: Range,
   countMax: number,
   flagsOf: (status: BlockStatus) => number,
   extents: Extents,

@@ -21,6 +21,7 @@ import {
   NBD_MAX_BUFFER_SIZE,
   NBD_SIMPLE_REPLY_BYTES,
 } from "../../abi/nbd.ts";
+import type { DirtyBitmap } from "../../bitmaps/dirty-bitmap.ts";
 import type { BlockBackend } from "../../block/backend.ts";
 import { BUFFER_BYTES_MAX } from "../../io/buffers.ts";
 import type { Token } from "../../io/engine.ts";
@@ -72,6 +73,7 @@ const REPLY_BYTES = 4096;
 export interface ConnectionParts {
   readonly connections: NbdConnections;
   readonly backend: BlockBackend;
+  readonly bitmaps: readonly DirtyBitmap[];
   readonly fd: number;
   readonly session: Session;
   readonly rules: RequestRules;
@@ -85,6 +87,7 @@ export interface ConnectionParts {
 export class NbdConnection implements RequestOwner {
   readonly reactor: Reactor;
   readonly backend: BlockBackend;
+  readonly bitmaps: readonly DirtyBitmap[];
   readonly session: Session;
   readonly extended: boolean;
   readonly structured: boolean;
@@ -125,6 +128,7 @@ export class NbdConnection implements RequestOwner {
     const { index, receiveToken, sendToken } = connections.add();
     this.reactor = connections.reactor;
     this.backend = backend;
+    this.bitmaps = parts.bitmaps;
     this.session = session;
     this.extended = session.mode === "extended";
     this.structured = session.mode !== "simple";

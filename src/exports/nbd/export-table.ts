@@ -18,6 +18,7 @@ import {
   NBD_FLAG_SEND_WRITE_ZEROES,
   NBD_MAX_STRING_SIZE,
 } from "../../abi/nbd.ts";
+import type { BitmapPlace } from "../../iothread/messages.ts";
 import { assert } from "../../util/error.ts";
 import type { NbdMetaContext } from "./meta-context.ts";
 
@@ -36,6 +37,12 @@ export interface NbdExportInfo {
   readonly blockSize: { readonly min: number; readonly preferred: number; readonly max: number };
   /** What it offers, in the order in which they are listed. */
   readonly contexts: readonly NbdMetaContext[];
+}
+
+/** What the thread that serves it knows beyond that. */
+export interface ServedNbdExport extends NbdExportInfo {
+  /** What its contexts from FIRST_BITMAP_ID on show. */
+  readonly bitmaps: readonly BitmapPlace[];
 }
 
 /** What a handshake may look at. */

@@ -2,6 +2,7 @@
  * One NBD export on the iothread of its node: its clients, their end, and their leave for another
  * iothread. Thread: iothread.
  */
+import type { DirtyBitmap } from "../../bitmaps/dirty-bitmap.ts";
 import type { BlockBackend } from "../../block/backend.ts";
 import { assert } from "../../util/error.ts";
 import { NbdConnection } from "./connection.ts";
@@ -26,6 +27,8 @@ export interface NbdExportParts {
   /** What the handshake told: fixed while the export lives. */
   readonly bytes: number;
   readonly readOnly: boolean;
+  /** What contexts from FIRST_BITMAP_ID on show. */
+  readonly bitmaps: readonly DirtyBitmap[];
 }
 
 export class NbdExport {
@@ -57,7 +60,7 @@ export class NbdExport {
   /** Serves the client from here on. */
   adopt({ fd, session, early }: NbdClient): void {
     assert(!this.suspended, "a suspended export takes no clients");
-    const { connections, backend, bytes, readOnly } = this.#parts;
+    const { connections, backend, bytes, readOnly, bitmaps } = this.#parts;
     const { reactor } = connections;
     this.#arriving++;
     reactor.spawn(async () => {
@@ -66,6 +69,7 @@ export class NbdExport {
       const connection = new NbdConnection({
         connections,
         backend,
+        bitmaps,
         fd,
         session,
         rules: { mode: session.mode, exportBytes: bytes, readOnly },

@@ -7,29 +7,24 @@
 import { NBD_MAX_STRING_SIZE } from "../../abi/nbd.ts";
 import { PERM_RESIZE } from "../../block/node.ts";
 import { planListen } from "../../io/listen-plan.ts";
-import type { ExportOpen, IothreadEvent, NbdAdopt } from "../../iothread/messages.ts";
+import type { IothreadEvent, NbdAdopt } from "../../iothread/messages.ts";
 import { type Iothread, type Iothreads, MAIN_LOOP } from "../../iothread/pool.ts";
-import { alternate, arrayOf, bool, doc, object, optional, str } from "../../qapi/scalars.ts";
+import { type BlockDirtyBitmap, blockDirtyBitmapOrStr } from "../../qapi/bitmaps.ts";
+import { arrayOf, bool, optional, str } from "../../qapi/scalars.ts";
 import type { SocketAddress } from "../../qapi/sockets.ts";
 import type { Sockets } from "../../runtime/driver.ts";
 import { assert, OutportError } from "../../util/error.ts";
 import type { BlockExport, ExportType } from "../export.ts";
-import type { NbdExportInfo } from "./export-table.ts";
+import { HostedExports } from "../hosted.ts";
+import { type BitmapGraph, BitmapHolds, bitmapRequests } from "./bitmap-requests.ts";
+import type { NbdExportInfo, ServedNbdExport } from "./export-table.ts";
 
 /** Members of BlockExportOptionsNbd. */
 const nbdExportMembers = {
   name: optional(str, "Name of the export for clients (default: the node's name)"),
   description: optional(str, "Free-form description, up to 4096 bytes"),
   bitmaps: optional(
-    arrayOf(
-      alternate("BlockDirtyBitmapOrStr", [
-        str,
-        object("BlockDirtyBitmap", {
-          node: doc(str, "Node that holds the bitmap"),
-          name: doc(str, "Name of the bitmap"),
-        }),
-      ]),
-    ),
+    arrayOf(blockDirtyBitmapOrStr),
     "Dirty bitmaps that clients may read as metadata contexts",
   ),
   "allocation-depth": optional(
@@ -41,7 +36,7 @@ const nbdExportMembers = {
 interface NbdOptions {
   readonly name?: string;
   readonly description?: string;
-  readonly bitmaps?: readonly (string | { readonly node: string; readonly name: string })[];
+  readonly bitmaps?: readonly (string | BlockDirtyBitmap)[];
   readonly "allocation-depth"?: boolean;
 }
 
@@ -61,18 +56,6 @@ export type NbdServerStarter = "command-line" | "monitor";
 const HANDSHAKE_SECONDS_MAX = 10;
 const CONNECTIONS_MAX = 100;
 
-/** An export that an iothread has, or will have when it has moved. */
-interface Hosted {
-  readonly exp: BlockExport;
-  /** Ends when it serves again; null while it serves. */
-  move: Promise<void> | null;
-  endMove: () => void;
-  /** What the old thread gave away for the new one. */
-  handover: unknown;
-  /** Its name is free already. */
-  closing: boolean;
-}
-
 interface Running {
   readonly connectionsMax: number;
 }
@@ -80,8 +63,7 @@ interface Running {
 export interface NbdServerParts {
   readonly iothreads: Iothreads;
   readonly resolve: Sockets["resolve"];
-  /** Whether a node with this name exists: for messages only. */
-  readonly nodeExists: (nodeName: string) => boolean;
+  readonly graph: BitmapGraph;
   /** Whether a user's object with this id exists. */
   readonly objectExists: (id: string) => boolean;
   /** Closes all NBD exports, newest first: ExportManager.closeAll("nbd"). */
@@ -97,7 +79,7 @@ export class NbdServer {
     requestShutdown: (exp, safe) => this.#requestShutdown(exp, safe),
     delete: (exp) => this.#delete(exp),
     suspend: (exp) => this.#suspend(exp),
-    resume: (exp) => this.#resume(exp),
+    resume: (exp) => this.#hosted.resume(exp),
   };
   #parts: NbdServerParts;
   #starting = false;
@@ -105,8 +87,9 @@ export class NbdServer {
   #stopping = false;
   /** By name of the export; also of those that are being made. */
   #exportsByName = new Map<string, BlockExport>();
-  /** By id. */
-  #hosted = new Map<string, Hosted>();
+  #hosted = new HostedExports("nbd");
+  /** By id of the export. */
+  #holds = new Map<string, BitmapHolds>();
 
   constructor(parts: NbdServerParts) {
     this.#parts = parts;
@@ -209,7 +192,6 @@ export class NbdServer {
       // Clients know the length from the handshake.
       const { used, shared } = exp.permissions;
       await exp.setPermissions({ used, shared: shared & ~PERM_RESIZE });
-      this.#checkBitmaps(options.bitmaps ?? []);
       await this.#open(exp, { ...options, name }, running);
     } catch (error) {
       this.#exportsByName.delete(name);
@@ -218,20 +200,20 @@ export class NbdServer {
   }
 
   async #open(exp: BlockExport, options: NbdOptions, running: Running): Promise<void> {
-    const { id } = exp;
-    const { iothread } = exp.node;
-    const info = (await iothread.call("export-open", openOf(exp, options))) as NbdExportInfo;
-    const hosted = { exp, move: null, endMove: () => {}, handover: null, closing: false };
-    this.#hosted.set(id, hosted);
+    const { graph } = this.#parts;
+    const bitmaps = bitmapRequests(graph, exp.node, options.bitmaps ?? []);
+    const info = (await this.#hosted.open(exp, { ...options, bitmaps })) as ServedNbdExport;
+    const holds = new BitmapHolds(graph, exp.node);
+    this.#holds.set(exp.id, holds);
     try {
+      await holds.hold(info.bitmaps.map(({ nodeName }) => nodeName));
       this.#checkServing(running);
       await this.#listener.call("nbd-export-register", {
-        exportId: id,
+        exportId: exp.id,
         info: { ...info, multiConn: running.connectionsMax !== 1 } satisfies NbdExportInfo,
       });
     } catch (error) {
-      this.#hosted.delete(id);
-      await iothread.call("export-close", { id });
+      await this.#close(exp);
       throw error;
     }
     try {
@@ -239,9 +221,28 @@ export class NbdServer {
     } catch (error) {
       // Clients may have found it meanwhile.
       await this.#requestShutdown(exp, false);
-      await this.#delete(exp);
+      await this.#close(exp);
       throw error;
     }
+  }
+
+  /** Inside exclusive(). */
+  async #close(exp: BlockExport): Promise<void> {
+    await this.#hosted.close(exp);
+    await this.#holds.get(exp.id)?.release();
+    this.#holds.delete(exp.id);
+  }
+
+  /** Outside of it. */
+  async #delete(exp: BlockExport): Promise<void> {
+    await this.#hosted.close(exp);
+    await this.#parts.graph.exclusive(async () => this.#holds.get(exp.id)?.release());
+    this.#holds.delete(exp.id);
+  }
+
+  async #suspend(exp: BlockExport): Promise<void> {
+    this.#holds.get(exp.id)?.checkAllTogether();
+    await this.#hosted.suspend(exp);
   }
 
   /** Throws when that server has stopped or is about to. */
@@ -250,67 +251,14 @@ export class NbdServer {
     throw new OutportError("invalid", "NBD server not running");
   }
 
-  /** No node has bitmaps yet. */
-  #checkBitmaps(bitmaps: NonNullable<NbdOptions["bitmaps"]>): void {
-    const [first] = bitmaps;
-    if (first === undefined) return;
-    if (typeof first === "string") {
-      throw new OutportError("not-found", `Bitmap '${first}' is not found`);
-    }
-    if (!this.#parts.nodeExists(first.node)) {
-      throw new OutportError("not-found", `Node '${first.node}' not found`);
-    }
-    throw new OutportError("not-found", `Dirty bitmap '${first.name}' not found`);
-  }
-
   async #requestShutdown(exp: BlockExport, safe: boolean): Promise<number> {
     const unregister = { exportId: exp.id, safe };
     const { connectionCount } = await this.#listener.call("nbd-export-unregister", unregister);
     for (const [name, other] of this.#exportsByName) {
       if (other === exp) this.#exportsByName.delete(name);
     }
-    this.#hostOf(exp).closing = true;
+    this.#hosted.setClosing(exp);
     return connectionCount;
-  }
-
-  async #delete(exp: BlockExport): Promise<void> {
-    const hosted = this.#hostOf(exp);
-    await hosted.move;
-    await exp.node.iothread.call("export-close", { id: exp.id });
-    this.#hosted.delete(exp.id);
-  }
-
-  async #suspend(exp: BlockExport): Promise<void> {
-    const hosted = this.#hosted.get(exp.id);
-    const refusal = "Cannot change iothread of active block backend";
-    // It is about to leave its node.
-    if (hosted === undefined || hosted.closing) throw new OutportError("in-use", refusal);
-    assert(hosted.move === null, "an export is suspended once");
-    hosted.move = new Promise((resolve) => {
-      hosted.endMove = resolve;
-    });
-    try {
-      const { handover } = await exp.node.iothread.call("export-suspend", { id: exp.id });
-      hosted.handover = handover;
-    } catch (cause) {
-      endMove(hosted);
-      throw new OutportError("in-use", refusal, { cause });
-    }
-  }
-
-  async #resume(exp: BlockExport): Promise<void> {
-    const hosted = this.#hostOf(exp);
-    assert(hosted.move !== null, "a suspended export is resumed");
-    const open = openOf(exp, exp.options as NbdOptions);
-    await exp.node.iothread.call("export-resume", { open, handover: hosted.handover });
-    hosted.handover = null;
-    endMove(hosted);
-  }
-
-  #hostOf({ id }: BlockExport): Hosted {
-    const hosted = this.#hosted.get(id);
-    assert(hosted !== undefined, `export '${id}' has been made`);
-    return hosted;
   }
 
   async #onEvent(iothread: Iothread, event: IothreadEvent): Promise<void> {
@@ -325,7 +273,7 @@ export class NbdServer {
 
   async #onAdopt(adopt: NbdAdopt): Promise<void> {
     const { exportId, fd } = adopt;
-    const hosted = this.#hosted.get(exportId);
+    const hosted = this.#hosted.find(exportId);
     while (hosted !== undefined && hosted.move !== null) await hosted.move;
     try {
       if (hosted === undefined) throw new OutportError("not-found", "The export is gone");
@@ -335,18 +283,6 @@ export class NbdServer {
       await this.#listener.call("nbd-release", { exportId, closeFd: fd });
     }
   }
-}
-
-function openOf(exp: BlockExport, options: NbdOptions): ExportOpen {
-  const { id, node, writable, writethrough } = exp;
-  const { nodeName } = node;
-  return { id, type: "nbd", nodeName, writable, writethrough, options: { ...options } };
-}
-
-function endMove(hosted: Hosted): void {
-  const end = hosted.endMove;
-  hosted.move = null;
-  end();
 }
 
 function checkLength(what: string, text: string): void {

@@ -16,6 +16,13 @@ export const BASE_ALLOCATION: NbdMetaContext = { id: 0, name: "base:allocation" 
 /** How many layers deep an extent is allocated: 0 nowhere, 1 in the exported node itself. */
 export const ALLOCATION_DEPTH: NbdMetaContext = { id: 1, name: "qemu:allocation-depth" };
 
+/** The contexts of dirty bitmaps are numbered from here on. */
+export const FIRST_BITMAP_ID = 2;
+
+export function bitmapContext(index: number, name: string): NbdMetaContext {
+  return { id: FIRST_BITMAP_ID + index, name: `qemu:dirty-bitmap:${name}` };
+}
+
 /** Queries that a list may end in; they select all that begins like them. */
 const WILDCARDS: readonly string[] = ["base:", "qemu:", "qemu:dirty-bitmap:"];
 

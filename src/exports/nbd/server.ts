@@ -11,10 +11,10 @@ import {
   SOL_SOCKET,
   TCP_NODELAY,
 } from "../../abi/linux-socket.ts";
-import { makeToken, type Token } from "../../io/engine.ts";
+import { makeToken } from "../../io/engine.ts";
 import { closeListener, type Listener, openListeners } from "../../io/listen.ts";
 import { Memory } from "../../io/memory.ts";
-import type { Reactor } from "../../io/reactor.ts";
+import type { CancellableOp, Reactor } from "../../io/reactor.ts";
 import type { ListenAddress, NbdServerStart } from "../../iothread/messages.ts";
 import { strerror } from "../../runtime/errno.ts";
 import { assert } from "../../util/error.ts";
@@ -51,7 +51,7 @@ export interface IothreadNbdServerParts {
 
 interface OpenListener extends Listener {
   /** Of the accept in flight. */
-  token: Token | null;
+  accepting: CancellableOp | null;
 }
 
 /** One per iothread; starts and stops any number of times. */
@@ -114,7 +114,7 @@ export class IothreadNbdServer {
     assert(this.running && !this.#stopping, "a server stops when it runs");
     const { reactor } = this.#parts;
     this.#stopping = true;
-    for (const { token } of this.#listeners) if (token !== null) reactor.engine.cancel(token);
+    for (const { accepting } of this.#listeners) accepting?.cancel();
     for (const connection of this.#handshakes) {
       if (connection !== null) reactor.linux.shutdown(connection.fd, SHUT_RDWR);
     }
@@ -136,7 +136,7 @@ export class IothreadNbdServer {
       if (trace.nbd_server_listen.enabled)
         trace.nbd_server_listen.write(`${options.label} ${port}`);
       log("info", `listening on ${options.label}`, port > 0 ? { port } : {});
-      this.#accept({ ...listener, token: null }, options);
+      this.#accept({ ...listener, accepting: null }, options);
     }
   }
 
@@ -153,11 +153,11 @@ export class IothreadNbdServer {
     const { reactor, log } = this.#parts;
     let failure = 0;
     while (!this.#stopping) {
-      const fd = await reactor.op((engine, token) => {
-        listener.token = token;
-        engine.accept(listener.fd, token);
-      });
-      listener.token = null;
+      listener.accepting = reactor.cancellableOp((engine, token) =>
+        engine.accept(listener.fd, token),
+      );
+      const fd = await listener.accepting.result;
+      listener.accepting = null;
       if (fd >= 0) {
         failure = 0;
         while (this.#full(options) && !this.#stopping) await this.#change();

@@ -6,10 +6,12 @@
  */
 import { SHUT_RDWR } from "../../abi/linux-socket.ts";
 import { NBD_MAX_BUFFER_SIZE } from "../../abi/nbd.ts";
+import type { DirtyBitmap } from "../../bitmaps/dirty-bitmap.ts";
 import { BlockBackend } from "../../block/backend.ts";
 import { type BlockNode, OP_FLUSH } from "../../block/node.ts";
 import type { Reactor } from "../../io/reactor.ts";
 import type {
+  BitmapPlace,
   ExportOpen,
   IothreadEvent,
   IothreadHandlersOf,
@@ -20,11 +22,13 @@ import { EBUSY, strerror } from "../../runtime/errno.ts";
 import { assert, OutportError } from "../../util/error.ts";
 import type { Log } from "../../util/log.ts";
 import type { ExportService } from "../registry.ts";
+import type { BitmapRequest } from "./bitmap-requests.ts";
 import { NbdConnections } from "./connections.ts";
 import { type NbdClient, NbdExport } from "./export.ts";
-import { type NbdExportInfo, NbdExports } from "./export-table.ts";
+import { bitmapsAt, placeBitmaps } from "./export-bitmaps.ts";
+import { type NbdExportInfo, NbdExports, type ServedNbdExport } from "./export-table.ts";
 import type { Session } from "./handshake.ts";
-import { ALLOCATION_DEPTH, BASE_ALLOCATION } from "./meta-context.ts";
+import { ALLOCATION_DEPTH, BASE_ALLOCATION, bitmapContext } from "./meta-context.ts";
 import { IothreadNbdServer, type NbdEntrant } from "./server.ts";
 
 const BLOCK_BYTES_PREFERRED = 4096;
@@ -44,15 +48,16 @@ export interface NbdServiceParts {
 /** An export on its way from one thread to another. */
 interface Handover {
   /** What its clients were told. */
-  readonly info: NbdExportInfo;
+  readonly info: ServedNbdExport;
   readonly clients: readonly NbdClient[];
 }
 
 /** An export that lives here. */
 interface OpenExport {
-  readonly info: NbdExportInfo;
+  readonly info: ServedNbdExport;
   readonly exp: NbdExport;
   readonly backend: BlockBackend;
+  readonly bitmaps: readonly DirtyBitmap[];
   /** Connections adopted and not yet released. */
   heldCount: number;
 }
@@ -116,10 +121,13 @@ export class NbdService implements ExportService {
     },
   };
 
-  /** Replies the export's NbdExportInfo. */
-  async open(params: ExportOpen): Promise<NbdExportInfo> {
-    const info = infoOf(params, this.#parts.findNode(params.nodeName));
-    this.#serve(params, info);
+  /** Replies the export's ServedNbdExport. */
+  async open(params: ExportOpen): Promise<ServedNbdExport> {
+    const { findNode } = this.#parts;
+    const requests = (params.options.bitmaps ?? []) as readonly BitmapRequest[];
+    const bitmaps = placeBitmaps(requests, !params.writable, findNode);
+    const info = infoOf(params, findNode(params.nodeName), bitmaps);
+    for (const bitmap of this.#serve(params, info).bitmaps) bitmap.busy = true;
     return info;
   }
 
@@ -149,11 +157,12 @@ export class NbdService implements ExportService {
   }
 
   async close(id: string): Promise<void> {
-    const { exp, backend } = this.#openExport(id);
+    const { exp, backend, bitmaps } = this.#openExport(id);
     // From here on nobody is adopted.
     this.#open.delete(id);
     backend.hurry();
     await exp.closeConnections();
+    for (const bitmap of bitmaps) bitmap.busy = false;
     const result = await backend.close();
     if (result < 0) {
       this.#parts.log("error", `Could not flush export '${id}': ${strerror(-result)}`);
@@ -174,12 +183,14 @@ export class NbdService implements ExportService {
     }
   }
 
-  #serve({ id, nodeName, writable, writethrough }: ExportOpen, info: NbdExportInfo): OpenExport {
+  #serve({ id, nodeName, writable, writethrough }: ExportOpen, info: ServedNbdExport): OpenExport {
     const { reactor, findNode } = this.#parts;
     const backend = new BlockBackend(reactor, findNode(nodeName), { writable, writethrough });
     const connections = this.#connections;
-    const exp = new NbdExport({ connections, backend, bytes: info.bytes, readOnly: info.readOnly });
-    const open: OpenExport = { info, exp, backend, heldCount: 0 };
+    const bitmaps = bitmapsAt(info.bitmaps, findNode);
+    const { bytes, readOnly } = info;
+    const exp = new NbdExport({ connections, backend, bytes, readOnly, bitmaps });
+    const open: OpenExport = { info, exp, backend, bitmaps, heldCount: 0 };
     exp.onConnectionsChanged = () => this.#releaseEnded(id, open);
     this.#open.set(id, open);
     return open;
@@ -265,10 +276,15 @@ export class NbdService implements ExportService {
   }
 }
 
-function infoOf({ id, writable, options }: ExportOpen, node: BlockNode): NbdExportInfo {
+function infoOf(
+  { id, writable, options }: ExportOpen,
+  node: BlockNode,
+  bitmaps: readonly BitmapPlace[],
+): ServedNbdExport {
   const { requestAlignment: min, transferBytesMax } = node.limits;
   const contexts = [BASE_ALLOCATION];
   if (options["allocation-depth"] === true) contexts.push(ALLOCATION_DEPTH);
+  contexts.push(...bitmaps.map(({ name }, index) => bitmapContext(index, name)));
   return {
     id,
     name: options.name as string,
@@ -282,5 +298,6 @@ function infoOf({ id, writable, options }: ExportOpen, node: BlockNode): NbdExpo
       max: Math.min(transferBytesMax, NBD_MAX_BUFFER_SIZE),
     },
     contexts,
+    bitmaps,
   };
 }

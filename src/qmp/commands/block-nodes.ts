@@ -37,6 +37,18 @@ export const blockNodeEvents = [
       "write-threshold": doc(uint64, "The threshold, an offset in bytes"),
     }),
   }),
+  defineEvent({
+    name: "BLOCK_IMAGE_CORRUPTED",
+    documentation: "An image turned out to be damaged.",
+    data: object("q_obj_BLOCK_IMAGE_CORRUPTED-arg", {
+      device: doc(str, "Name of a device, or empty"),
+      "node-name": optional(str, "The node"),
+      msg: doc(str, "What is wrong, for people"),
+      offset: optional(int, "Where an access was kept from metadata, bytes"),
+      size: optional(int, "Its length, bytes"),
+      fatal: doc(bool, "The image is marked corrupt and not used any more"),
+    }),
+  }),
 ] as const;
 
 /** What the commands need of the nodes. */

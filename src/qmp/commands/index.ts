@@ -2,6 +2,7 @@
 import type { QomTree } from "../../objects/qom.ts";
 import type { ObjectRegistry } from "../../objects/registry.ts";
 import type { AnyCommand, EventMap } from "../../qapi/types.ts";
+import { type BitmapParts, bitmapCommands } from "./bitmaps.ts";
 import { type BlockParts, blockCommands } from "./block.ts";
 import { type BlockNodeParts, blockNodeCommands, blockNodeEvents } from "./block-nodes.ts";
 import { type ChardevCommands, chardevCommands } from "./chardev.ts";
@@ -11,8 +12,15 @@ import { introspectCommands } from "./introspect.ts";
 import { miscCommands } from "./misc.ts";
 import { objectCommands } from "./object.ts";
 import { qomCommands } from "./qom.ts";
+import { type TransactionParts, transactionCommands } from "./transaction.ts";
 
-export interface CommandParts extends BlockParts, BlockNodeParts, ExportParts, GraphParts {
+export interface CommandParts
+  extends BlockParts,
+    BlockNodeParts,
+    ExportParts,
+    GraphParts,
+    BitmapParts,
+    TransactionParts {
   readonly graph: BlockParts["graph"] & GraphParts["graph"];
   readonly objects: ObjectRegistry;
   readonly qom: QomTree;
@@ -31,6 +39,8 @@ export function allCommands(parts: CommandParts): readonly AnyCommand[] {
     ...blockCommands(parts),
     ...blockNodeCommands(parts),
     ...graphCommands(parts),
+    ...bitmapCommands(parts),
+    ...transactionCommands(parts),
     ...exportCommands(parts),
     ...objectCommands(parts.objects),
     ...introspectCommands({ commands: () => commands, events: allEvents }),

@@ -1,6 +1,7 @@
 /** All scenes and command lines. */
 
 import { commandLines } from "./command-lines.ts";
+import { bitmapScenes } from "./scenes/bitmaps.ts";
 import { blockScenes } from "./scenes/block.ts";
 import { checkScenes } from "./scenes/checks.ts";
 import { exploredScenes } from "./scenes/explored.ts";
@@ -15,6 +16,7 @@ export const scenes: readonly Scene[] = [
   ...blockScenes,
   ...exportScenes,
   ...objectScenes,
+  ...bitmapScenes,
   ...exploredScenes,
 ];
 export { commandLines };

@@ -20,6 +20,12 @@ export const KNOWN: readonly Known[] = [
     is: (request, _ours, theirs) => theirs.includes("closed") && request.includes('"options":[]'),
   },
   {
+    why: "QSD crashes when it merges no bitmaps, or can't enable one in a transaction",
+    parts: true,
+    is: (request, _ours, theirs) =>
+      theirs.includes("closed") && /-bitmap-(merge|enable)"/.test(request),
+  },
+  {
     why: "QSD never answers again after it has not found a pr-manager",
     parts: true,
     is: (_request, ours) => ours.includes("No persistent reservation manager"),

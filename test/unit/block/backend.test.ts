@@ -90,6 +90,7 @@ for (const engine of ENGINES) {
       const before = readFileSync(path);
       const out: Resolution = { fd: -1, offset: 0, bytes: 0 };
       expect(backend.findCached(BYTES - 4096, 8192, out)).toBe(false);
+      expect(backend.readCached(BYTES - 4096, 8192, payload.address)).toBe(false);
       const pipe = reactor.linux.pipe();
       if (typeof pipe === "number") throw new Error(`pipe() said ${pipe}`);
       reactor.linux.write(pipe.writeFd, payload.address, 8192);
@@ -98,6 +99,25 @@ for (const engine of ENGINES) {
       expect(backend.writeFromPipe(pipe.readFd, 4096, BYTES - 4096)).toBe(4096);
       reactor.linux.close(pipe.readFd);
       reactor.linux.close(pipe.writeFd);
+    });
+
+    test("reads at once what is in one run of a file in the host's memory", async () => {
+      const content = pattern(BYTES);
+      map(content);
+      expect(backend.readCached(5, 4096, payload.address)).toBe(true);
+      expect(payload.u8.subarray(0, 4096)).toEqual(content.subarray(5, 5 + 4096));
+      for (const offset of [-1, Number.NaN]) {
+        expect(backend.readCached(offset, 4096, payload.address)).toBe(false);
+      }
+      await runOn(reactor, () => backend.drain());
+      expect(backend.readCached(0, 4096, payload.address)).toBe(false);
+      backend.resume();
+      // The file ends where the node does not.
+      reactor.linux.ftruncate(node.fd, 4096);
+      expect(backend.readCached(2048, 4096, payload.address)).toBe(false);
+      expect(node.calls).toEqual([]);
+      node.fd = -1;
+      expect(backend.readCached(0, 4096, payload.address)).toBe(false);
     });
 
     test("keeps requests back while drained, and tells when none is in flight", async () => {

@@ -25,6 +25,7 @@ beforeEach(() => {
     ["a", new FakeNode(reactor, 4096)],
     ["b", new FakeNode(reactor, 4096)],
   ]);
+  for (const node of nodes.values()) Object.assign(node, { fd: 3 });
   events = [];
   ({ calls } = new NodeControl({
     reactor,
@@ -64,6 +65,16 @@ describe("NodeControl", () => {
     });
     expect(done).toEqual(["truncate 512", "a", "b"]);
     expect(infos).toHaveLength(2);
+  });
+
+  test("makes nothing shorter that is to have a length at least", async () => {
+    const done: number[] = [];
+    Object.assign(a(), { truncate: async (bytes: number) => done.push(bytes) });
+    const { bytes } = a();
+    const truncate = { nodeName: "a", atLeast: true, connected: ["a"] };
+    await calls["node-truncate"]({ ...truncate, bytes: bytes - 512 });
+    await calls["node-truncate"]({ ...truncate, bytes: bytes + 512 });
+    expect(done).toEqual([bytes + 512]);
   });
 
   test("refuses to truncate what can't be, and looks at nothing then", async () => {

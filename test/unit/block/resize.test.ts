@@ -2,24 +2,29 @@ import { beforeEach, describe, expect, test } from "bun:test";
 import { blockDrivers } from "../../../src/block/drivers/index.ts";
 import { BlockGraph } from "../../../src/block/graph.ts";
 import { PERM_ALL, PERM_CONSISTENT_READ, PERM_RESIZE } from "../../../src/block/node.ts";
-import { resizeNode } from "../../../src/block/resize.ts";
+import { resizeNode, serveResizeRequests } from "../../../src/block/resize.ts";
 import type { NodeTruncate } from "../../../src/iothread/messages.ts";
 import { MAIN_LOOP } from "../../../src/iothread/pool.ts";
 import { OutportError } from "../../../src/util/error.ts";
 import { type FakeIothread, FakeIothreads, messageOf } from "../../support/iothread.ts";
 
 let main: FakeIothread;
+let iothreads: FakeIothreads;
 let graph: BlockGraph;
 let truncated: NodeTruncate[];
+/** Of "node-resized". */
+let answers: unknown[];
 let failure: OutportError | null;
 
 beforeEach(async () => {
   truncated = [];
+  answers = [];
   failure = null;
-  const iothreads = new FakeIothreads();
+  iothreads = new FakeIothreads();
   main = iothreads.get(MAIN_LOOP);
   const call = main.call.bind(main);
   main.call = async (name, params) => {
+    if (name === "node-resized") answers.push(params);
     if (name !== "node-truncate") return call(name, params);
     const wanted = params as NodeTruncate;
     truncated.push(wanted);
@@ -75,5 +80,49 @@ describe("resizeNode()", () => {
     expect(await messageOf(resize("r2", 1))).toMatch(/^Permission conflict on node 'f': /);
     expect(truncated).toEqual([]);
     expectNothingHeld();
+  });
+});
+
+describe("serveResizeRequests()", () => {
+  const ask = (nodeName: string, bytes: number, atLeast: boolean) =>
+    iothreads.emit(main.id, { event: "node-resize", request: 5, nodeName, bytes, atLeast });
+
+  /** What the thread hears. */
+  async function answered(): Promise<unknown> {
+    for (;;) {
+      const answer = answers.pop();
+      if (answer !== undefined) return answer;
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+  }
+
+  beforeEach(async () => {
+    const { used, shared } = { used: PERM_CONSISTENT_READ | PERM_RESIZE, shared: PERM_ALL };
+    await graph.attachRoot(graph.find("r")!, { used, shared });
+    serveResizeRequests(graph, iothreads);
+  });
+
+  test("truncates in a drained section, and all lengths follow", async () => {
+    ask("r", 4096, false);
+    expect(await answered()).toEqual({ request: 5, result: 0 });
+    const connected = ["f", "r", "r2"];
+    expect(truncated).toEqual([{ nodeName: "r", bytes: 4096, connected }]);
+    for (const name of connected) expect(graph.find(name)?.info.bytes).toBe(4096);
+    ask("r", 8192, true);
+    await answered();
+    expect(truncated[1]).toEqual({ nodeName: "r", bytes: 8192, atLeast: true, connected });
+    expect(main.sections.size).toBe(0);
+  });
+
+  test("answers what it fails with, and that a node is gone", async () => {
+    failure = new OutportError("unsupported", "Cannot grow device files");
+    ask("r", 4096, true);
+    expect(await answered()).toEqual({ request: 5, result: -95 });
+    failure = new OutportError("io", "no");
+    ask("r", 4096, true);
+    expect(await answered()).toEqual({ request: 5, result: -5 });
+    ask("z", 4096, true);
+    expect(await answered()).toEqual({ request: 5, result: -5 });
+    expect(main.sections.size).toBe(0);
   });
 });

@@ -35,6 +35,7 @@ const run = (task: () => Promise<number>) => runOn(reactor, task);
 
 describe("setWriteThreshold()", () => {
   test("tells once of a write beyond, by how much, and is over then", () => {
+    node.fd = 3;
     set(node, 4096);
     expect(writeThresholdOf(node)).toBe(4096);
     node.resolve(OP_WRITE, 0, 4096, out);
@@ -58,6 +59,7 @@ describe("setWriteThreshold()", () => {
   });
 
   test("replaces the one before", () => {
+    node.fd = 3;
     set(node, 4096);
     set(node, 8192);
     node.resolve(OP_WRITE, 4096, 4096, out);

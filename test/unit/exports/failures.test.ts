@@ -1,7 +1,6 @@
 import { beforeEach, describe, expect, test } from "bun:test";
 import { blockDrivers } from "../../../src/block/drivers/index.ts";
 import { BlockGraph } from "../../../src/block/graph.ts";
-import { exportTypes } from "../../../src/exports/index.ts";
 import { ExportManager } from "../../../src/exports/manager.ts";
 import { NbdServer } from "../../../src/exports/nbd/index.ts";
 import type { IothreadCall } from "../../../src/iothread/messages.ts";
@@ -34,14 +33,14 @@ beforeEach(async () => {
     iothreads,
     resolve: async () => [],
     objectExists: () => false,
-    nodeExists: (name) => graph.find(name) !== undefined,
+    graph,
     closeExports: () => manager.closeAll("nbd"),
   });
   deleted = [];
   manager = new ExportManager({
     graph,
     iothreads,
-    types: exportTypes({ nbdServer: server }),
+    types: [server.exportType],
     emit: (_event, { id }) => void deleted.push(id),
   });
   await graph.blockdevAdd({

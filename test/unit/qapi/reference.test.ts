@@ -33,6 +33,7 @@ const PLUG_INS = {
   "export types": "vhost-user-blk",
   "formats that tell of themselves": "vmdk",
   "character devices": "ringbuf",
+  "transaction actions": "block-dirty-bitmap-merge",
 };
 
 const isPlugIn = (values: readonly string[]) =>

@@ -48,6 +48,15 @@ function setUp() {
     },
     resize: record("resize"),
     setWriteThreshold: record("setWriteThreshold"),
+    bitmaps: { sha256: async ({ name }) => `of ${name}` },
+    changeBitmap: record("changeBitmap"),
+    bitmapStep: (change) => async () => {
+      log.push(["bitmapStep", change]);
+      return { keep: async () => {}, undo: async () => {} };
+    },
+    runSteps: async (steps) => {
+      for (const step of steps) await step();
+    },
     exports: {
       add: record("add"),
       delete: record("delete"),
@@ -91,6 +100,54 @@ describe("blockdev-add", () => {
     expect(await add({ driver: "cow" })).toEqual({});
     await expect(add({ driver: "x" })).rejects.toThrow(
       "Parameter 'driver' does not accept value 'x'",
+    );
+  });
+});
+
+describe("dirty bitmaps", () => {
+  const place = { node: "n", name: "b" };
+
+  test("each command is one change", async () => {
+    const { log, dispatcher } = setUp();
+    for (const what of ["remove", "clear", "enable", "disable"]) {
+      expect(await dispatcher.execute(`block-dirty-bitmap-${what}`, place)).toEqual({});
+    }
+    const added = { ...place, granularity: 512 };
+    await dispatcher.execute("block-dirty-bitmap-add", added);
+    const merged = { node: "n", target: "b", bitmaps: ["c", place] };
+    await dispatcher.execute("block-dirty-bitmap-merge", merged);
+    expect(log).toEqual([
+      ["changeBitmap", { type: "remove", data: place }],
+      ["changeBitmap", { type: "clear", data: place }],
+      ["changeBitmap", { type: "enable", data: place }],
+      ["changeBitmap", { type: "disable", data: place }],
+      ["changeBitmap", { type: "add", data: added }],
+      ["changeBitmap", { type: "merge", data: merged }],
+    ]);
+    expect(await dispatcher.execute("x-debug-block-dirty-bitmap-sha256", place)).toEqual({
+      sha256: "of b",
+    });
+  });
+
+  test("a transaction is its changes in their order", async () => {
+    const { log, dispatcher } = setUp();
+    const actions = [
+      { type: "block-dirty-bitmap-add", data: place },
+      { type: "block-dirty-bitmap-clear", data: place },
+    ];
+    expect(await dispatcher.execute("transaction", { actions })).toEqual({});
+    expect(log).toEqual([
+      ["bitmapStep", { type: "add", data: place }],
+      ["bitmapStep", { type: "clear", data: place }],
+    ]);
+    const properties = { "completion-mode": "grouped" };
+    await expect(dispatcher.execute("transaction", { actions, properties })).rejects.toThrow(
+      "Action 'block-dirty-bitmap-add' does not support transaction property " +
+        "completion-mode = grouped",
+    );
+    const aborting = { actions: [{ type: "abort", data: {} }] };
+    await expect(dispatcher.execute("transaction", aborting)).rejects.toThrow(
+      "Transaction aborted using Abort action",
     );
   });
 });

@@ -17,8 +17,18 @@ import {
   S_IFREG,
   SEEK_END,
 } from "../../../abi/linux.ts";
-import { EACCES, EINVAL, ENOENT, EPERM, EROFS, ESTALE, strerror } from "../../../runtime/errno.ts";
+import {
+  EACCES,
+  EDEADLK,
+  EINVAL,
+  ENOENT,
+  EPERM,
+  EROFS,
+  ESTALE,
+  strerror,
+} from "../../../runtime/errno.ts";
 import type { FileStatus, Linux } from "../../../runtime/linux.ts";
+import { statPlace } from "../../../runtime/linux-mount.ts";
 import { type ErrorKind, OutportError } from "../../../util/error.ts";
 import { LENGTH_MAX } from "../../description.ts";
 
@@ -41,11 +51,20 @@ export function openHostFile(
   linux: Linux,
   driver: FileDriver,
   filename: string,
-  mode: OpenMode,
+  mode: OpenMode & {
+    /** Device numbers of the files that this process serves itself. */
+    readonly served?: readonly number[];
+  },
 ): HostFile {
-  const before = linux.stat(filename);
-  // Without a writer on its other side, opening one for reading would never return.
-  if (typeof before !== "number" && typeOf(before) === S_IFIFO) throw wrongType(driver, filename);
+  const before = statPlace(linux, filename);
+  if (typeof before !== "number") {
+    // Without a writer on its other side, opening one for reading would never return.
+    if (typeOf(before) === S_IFIFO) throw wrongType(driver, filename);
+    // QSD differs: it waits for itself, for ever.
+    if (mode.served?.includes(before.dev) === true) {
+      throw hostError(`Could not open '${filename}'`, -EDEADLK);
+    }
+  }
   const fd = openOrThrow(linux, filename, filename, mode);
   return closingOnError(linux, fd, () => {
     if (mode.writable) checkDeviceWritable(linux, fd);
@@ -143,7 +162,7 @@ function statusOf(linux: Linux, fd: number): FileStatus {
   return status;
 }
 
-function typeOf(status: FileStatus): number {
+function typeOf(status: Pick<FileStatus, "mode">): number {
   return status.mode & S_IFMT;
 }
 

@@ -52,6 +52,7 @@ function fileDriver(name: FileDriver): BlockDriver {
     strongOptions: ["filename"],
     isProtocol: true,
     reopenable: ["drop-cache", "x-check-cache-dropped"],
+    bind: ({ servedDevices }) => servedDevices(),
     open: (context) => openFile(name, context),
   };
 }
@@ -70,7 +71,7 @@ async function openFile(driver: FileDriver, context: OpenContext): Promise<FileN
   const handedOver = context.handedOver as FileHandover | undefined;
   const hostFile =
     handedOver === undefined
-      ? openHostFile(linux, driver, filename, mode)
+      ? openHostFile(linux, driver, filename, { ...mode, served: context.bound as number[] })
       : reopenHostFile(linux, handedOver.fd, filename, mode);
   const { fd, status } = hostFile;
   try {

@@ -8,6 +8,7 @@ import type { NodeDescription } from "../../../iothread/messages.ts";
 import { EFBIG, EIO, ENXIO, strerror } from "../../../runtime/errno.ts";
 import { assert, OutportError } from "../../../util/error.ts";
 import { LENGTH_MAX, nodeBytes } from "../../description.ts";
+import type { DirectFile } from "../../direct-access.ts";
 import type { OpenContext, Permissions } from "../../driver.ts";
 import { KnownData } from "../../known-data.ts";
 import { ImageLocks } from "../../locks.ts";
@@ -40,6 +41,7 @@ import { checkWriteLength } from "../../permissions.ts";
 import { acquireWriteGate, type WriteGate } from "../../write-gate.ts";
 import { writeDetectedZeroes } from "../../zeroes.ts";
 import { fileLimits } from "./alignment.ts";
+import { HostDirectFile } from "./direct-file.ts";
 import {
   type FileDriver,
   type HostFile,
@@ -413,6 +415,20 @@ export class FileNode implements BlockNode {
 
   handOver(): FileHandover {
     return { fd: this.#fd };
+  }
+
+  directFile(through: BlockNode[]): DirectFile | null {
+    const { cacheDirect, cacheNoFlush, detectZeroes } = this.#context;
+    // Others would read and write through the page cache, and flush as they like.
+    if (this.driver !== "file" || cacheDirect || cacheNoFlush) return null;
+    if (detectZeroes !== "off" || this.#cacheError < 0) return null;
+    through.push(this);
+    return new HostDirectFile(this.#fd, {
+      linux: this.#reactor.linux,
+      filename: this.#filename,
+      identity: identityOf(this.#reactor, this.#fd),
+      locking: this.#locks !== null,
+    });
   }
 
   describe(): NodeDescription {

@@ -241,6 +241,7 @@ describe("copy-on-read's bottom", () => {
       options,
       findNode: (name) => nodes.find(({ nodeName }) => nodeName === name),
       findObject: () => undefined,
+      servedDevices: () => [],
     } satisfies Surroundings);
 
   test("is counted in layers; filters are none", () => {

@@ -7,8 +7,13 @@ import {
   NBD_EINVAL,
   NBD_EIO,
 } from "../../../../src/abi/nbd.ts";
+import { DirtyBitmap } from "../../../../src/bitmaps/dirty-bitmap.ts";
 import { STATUS_ALLOCATED, STATUS_DATA, STATUS_ZERO } from "../../../../src/block/node.ts";
-import { ALLOCATION_DEPTH, BASE_ALLOCATION } from "../../../../src/exports/nbd/meta-context.ts";
+import {
+  ALLOCATION_DEPTH,
+  BASE_ALLOCATION,
+  bitmapContext,
+} from "../../../../src/exports/nbd/meta-context.ts";
 import { EIO } from "../../../../src/runtime/errno.ts";
 import { FakeNode } from "../../../support/fake-node.ts";
 import { NbdRig } from "../../../support/nbd-rig.ts";
@@ -36,6 +41,61 @@ afterEach(() => rig.end());
 
 /** A query for some contexts of a length. */
 const query = (bytes: number, ...ids: number[]) => concat(u64(bytes), ...ids.map(u32));
+
+describe("BLOCK_STATUS of dirty bitmaps", () => {
+  function bitmap(name: string, granularity: number): DirtyBitmap {
+    const more = { bytes: BYTES, persistent: false, enabled: false };
+    return new DirtyBitmap({ name, granularity, ...more });
+  }
+
+  for (const mode of ["structured", "extended"] as const) {
+    test(`tells the marked ranges of the chosen ones with ${mode} replies`, async () => {
+      const [one, two] = [bitmap("one", 512), bitmap("two", 4096)];
+      one.bits.set(1024, 512);
+      two.bits.set(8192, 1);
+      rig.bitmaps = [one, two];
+      rig.serve(node, { contexts: [bitmapContext(0, "one"), bitmapContext(1, "two")] });
+      const peer = rig.peer(mode);
+      const reply = await rig.ask(peer, NBD_CMD_BLOCK_STATUS, 512, BYTES - 512);
+      expect(reply.statuses()).toEqual([
+        {
+          contextId: 2,
+          extents: [
+            { length: 512, flags: 0 },
+            { length: 512, flags: 1 },
+            { length: BYTES - 1536, flags: 0 },
+          ],
+        },
+        {
+          contextId: 3,
+          extents: [
+            { length: 7680, flags: 0 },
+            { length: 4096, flags: 1 },
+            { length: BYTES - 12288, flags: 0 },
+          ],
+        },
+      ]);
+      const options = { flags: NBD_CMD_FLAG_REQ_ONE };
+      const first = await rig.ask(peer, NBD_CMD_BLOCK_STATUS, 1024, 8192, options);
+      expect(first.statuses()[0]?.extents).toEqual([{ length: 512, flags: 1 }]);
+    });
+  }
+
+  test("ends a reply where it has as many extents as it may", async () => {
+    const scattered = bitmap("b", 512);
+    const bytes = 2 ** 26;
+    scattered.bits.resize(bytes);
+    for (let at = 0; at < bytes; at += 1024) scattered.bits.set(at, 512);
+    Object.assign(node, { data: { length: bytes } });
+    rig.bitmaps = [scattered];
+    rig.serve(node, { contexts: [bitmapContext(0, "b")] });
+    const reply = await rig.ask(rig.peer("structured"), NBD_CMD_BLOCK_STATUS, 0, bytes);
+    const [status] = reply.statuses();
+    expect(status!.extents.length).toBeGreaterThan(1000);
+    expect(status!.extents.length).toBeLessThan(bytes / 512);
+    expect(status!.extents.every(({ length }) => length === 512)).toBe(true);
+  });
+});
 
 describe("BLOCK_STATUS", () => {
   for (const mode of ["structured", "extended"] as const) {

@@ -12,7 +12,6 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { blockDrivers } from "../../../../src/block/drivers/index.ts";
 import { BlockGraph } from "../../../../src/block/graph.ts";
-import { exportTypes } from "../../../../src/exports/index.ts";
 import { ExportManager } from "../../../../src/exports/manager.ts";
 import { NbdServer } from "../../../../src/exports/nbd/index.ts";
 import { IothreadPool, MAIN_LOOP } from "../../../../src/iothread/pool.ts";
@@ -48,14 +47,14 @@ async function setUp(engine: string): Promise<void> {
   server = new NbdServer({
     iothreads: pool,
     resolve: driver.sockets.resolve,
-    nodeExists: () => false,
+    graph,
     objectExists: () => false,
     closeExports: () => manager.closeAll("nbd"),
   });
   manager = new ExportManager({
     graph,
     iothreads: pool,
-    types: exportTypes({ nbdServer: server }),
+    types: [server.exportType],
     emit: (_event, { id }) => void deleted.push(id),
   });
   for (const name of ["here", "there"]) {

@@ -11,6 +11,7 @@ import {
   reopenHostFile,
 } from "../../../../../src/block/drivers/file/host-file.ts";
 import { Linux } from "../../../../../src/runtime/linux.ts";
+import { type PlaceStatus, statPlace } from "../../../../../src/runtime/linux-mount.ts";
 import { driver } from "../../../../support/driver.ts";
 
 const linux = new Linux(driver.ffi, driver.arch);
@@ -77,5 +78,15 @@ describe("reopenHostFile()", () => {
     expect(hostFileBytes(linux, again.fd)).toBe(3);
     linux.close(fd);
     linux.close(again.fd);
+  });
+});
+
+describe("openHostFile() of a file that this process serves", () => {
+  test("does not wait for itself", () => {
+    const { dev } = statPlace(linux, at("image")) as PlaceStatus;
+    const open = (served: number[]) =>
+      openHostFile(linux, "file", at("image"), { writable: false, direct: false, served });
+    expect(() => open([dev])).toThrow(`Could not open '${at("image")}': Resource deadlock avoided`);
+    linux.close(open([dev + 1]).fd);
   });
 });
