@@ -118,30 +118,16 @@ function imagesBehind(node: GraphNode): number {
 }
 
 function imageInfo(node: GraphNode): ImageInfo {
-  const actualBytes = actualBytesOf(node);
+  const { actualBytes, image } = node.info.description;
   return {
     filename: imageFilename(node),
     format: node.driver.name,
     "virtual-size": node.info.bytes,
-    ...(Number.isNaN(actualBytes) ? {} : { "actual-size": actualBytes }),
+    ...(actualBytes === undefined ? {} : { "actual-size": actualBytes }),
     ...imageFacts(node),
-    ...node.info.description.image,
+    ...image,
     limits: limitsOf(node) as unknown as ImageInfo["limits"],
   };
-}
-
-/**
- * A filter takes over its child's, a format adds its children up, a protocol knows itself. NaN:
- * somebody does not know.
- */
-function actualBytesOf(node: GraphNode): number {
-  const { driver, info, children } = node;
-  const { actualBytes } = info.description;
-  if (actualBytes !== undefined || driver.isProtocol === true) return actualBytes ?? Number.NaN;
-  const filtered = driver.filtered === undefined ? undefined : childOf(node, driver.filtered);
-  if (filtered !== undefined) return actualBytesOf(filtered);
-  const files = children.filter(({ role }) => role !== "backing");
-  return files.reduce((sum, { child }) => sum + actualBytesOf(child), 0);
 }
 
 /** Facts about an image that hold also for what only passes it on. */

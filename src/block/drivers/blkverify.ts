@@ -3,6 +3,7 @@
  * child rules on main, nodes on an iothread.
  * Spec: qapi/block-core.json BlockdevOptionsBlkverify; QEMU docs/devel/testing/blkverify.rst
  */
+import type { NodeDescription } from "../../iothread/messages.ts";
 import { EIO, ENOTSUP } from "../../runtime/errno.ts";
 import { ChildIo } from "../child-io.ts";
 import type { BlockDriver, OpenContext, Permissions } from "../driver.ts";
@@ -91,6 +92,10 @@ class BlkverifyNode extends FilterNode {
 
   override isKnownData(): boolean {
     return false;
+  }
+
+  override describe(): NodeDescription {
+    return {};
   }
 
   async #both(

@@ -83,7 +83,6 @@ describe("namedBlockNodes()", () => {
     } as never);
     expect(raw?.image).toMatchObject({
       format: "raw",
-      "actual-size": 4096,
       "dirty-flag": false,
       limits: { "request-alignment": 1, "min-mem-alignment": 512 },
     });
@@ -105,7 +104,7 @@ describe("namedBlockNodes()", () => {
     expect(flat?.image).not.toHaveProperty("backing-image");
   });
 
-  test("has no actual size where one below doesn't know its own", async () => {
+  test("has no actual size where a node doesn't know its own", async () => {
     await add("raw", "r", { file: { driver: "null-co", "node-name": "unknown" } });
     for (const { image } of await queries.namedBlockNodes(false)) {
       expect(image).not.toHaveProperty("actual-size");

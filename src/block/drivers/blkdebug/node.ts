@@ -120,7 +120,7 @@ export class BlkdebugNode extends FilterNode {
     for (const [option, limit] of LIMITS) {
       if (options[option]) limits[limit] = options[option];
     }
-    return { ...super.describe(), limits };
+    return { limits };
   }
 
   /** Only what all nodes have in common may change. */

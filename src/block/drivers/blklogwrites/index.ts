@@ -86,7 +86,7 @@ class LogWritesNode extends FilterNode {
   }
 
   override describe(): NodeDescription {
-    return { ...super.describe(), limits: { "request-alignment": this.#log.sectorBytes } };
+    return { limits: { "request-alignment": this.#log.sectorBytes } };
   }
 
   /** What the disk made of the request; the log has it in any case. */

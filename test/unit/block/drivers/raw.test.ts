@@ -36,6 +36,7 @@ class RecordingNode {
   readonly calls: unknown[][] = [];
   readonly writable = true;
   bytes: number;
+  actualBytes: number | undefined = 512;
 
   constructor(bytes: number, requestAlignment = 1) {
     this.bytes = bytes;
@@ -83,6 +84,10 @@ class RecordingNode {
     return true;
   }
 
+  describe() {
+    return this.actualBytes === undefined ? {} : { actualBytes: this.actualBytes };
+  }
+
   async truncate(bytes: number) {
     this.calls.push(["truncate", bytes]);
     this.bytes = bytes;
@@ -105,6 +110,14 @@ describe("raw", () => {
     expect(node.bytes).toBe(8192);
     expect(node.resolve(OP_WRITE, 512, 1024, out)).toBe(MAPPED);
     expect(out).toEqual({ fd: 7, offset: 512, bytes: 1024 });
+  });
+
+  test("takes the space that its child takes, if that is known", async () => {
+    const child = new RecordingNode(8192);
+    const node = await open(child);
+    expect(node.describe()).toEqual({ actualBytes: 512 });
+    child.actualBytes = undefined;
+    expect(node.describe()).toEqual({});
   });
 
   test("adds its offset to everything", async () => {
