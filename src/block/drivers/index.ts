@@ -6,6 +6,7 @@ import { blkverify } from "./blkverify.ts";
 import { copyOnRead } from "./copy-on-read.ts";
 import { file, hostDevice } from "./file/index.ts";
 import { nullAio, nullCo } from "./null.ts";
+import { qcow2 } from "./qcow2/index.ts";
 import { raw } from "./raw.ts";
 import { throttle } from "./throttle.ts";
 
@@ -18,6 +19,7 @@ export const blockDrivers: readonly BlockDriver[] = [
   hostDevice,
   nullAio,
   nullCo,
+  qcow2,
   raw,
   throttle,
 ];
