@@ -277,16 +277,19 @@ class UringEngine implements IoEngine {
   /** What a run did not reach is done part by part: each gets an answer of its own. */
   #onRun(run: number, result: number): void {
     const runs = this.#runs;
+    // A synchronous write tells of what an earlier one has lost, too, and only once.
+    const failsAll = result < 0 && runs.rwFlags[run] !== 0;
     const first = runs.partOf(run);
     const end = first + runs.count[run]!;
     let offset = runs.offset[run]!;
     let left = result;
     for (let part = first; part < end; part++) {
       const bytes = runs.partBytes[part]!;
-      if (left > 0) {
+      if (left > 0 || failsAll) {
         const token = runs.tokens[part]!;
+        const own = failsAll ? result : Math.min(left, bytes);
         this.#inFlight--;
-        this.#handlers[token >>> TOKEN_SLOT_BITS]!(token & TOKEN_SLOT_MAX, Math.min(left, bytes));
+        this.#handlers[token >>> TOKEN_SLOT_BITS]!(token & TOKEN_SLOT_MAX, own);
       } else {
         this.#startPart(run, part, offset);
       }

@@ -9,7 +9,7 @@
  * shrinking where the file can be sealed. What remains is a file that can't be (not a memfd, or
  * made without MFD_ALLOW_SEALING) and whose owner truncates it while its guest runs.
  */
-import { MADV_DONTDUMP, MAP_NORESERVE, MAP_SHARED, PROT_READ, PROT_WRITE } from "../abi/linux.ts";
+import { MADV_DONTDUMP, MAP_NORESERVE } from "../abi/linux.ts";
 import { VHOST_USER_MAX_RAM_SLOTS } from "../abi/vhost-user.ts";
 import type { Memory } from "../io/memory.ts";
 import type { PayloadMemory } from "../io/payload-memory.ts";
@@ -17,16 +17,12 @@ import { EEXIST, EINVAL, ENOENT, ENOSPC } from "../runtime/errno.ts";
 import type { FileStatus, Linux } from "../runtime/linux.ts";
 import { assert } from "../util/error.ts";
 import type { DirtyLog } from "./dirty-log.ts";
-import { sealAgainstShrinking } from "./shared-file.ts";
+import { mapShared } from "./shared-file.ts";
 
 /** Positions in a window are small integers, which is what makes them quick. */
 const WINDOW_BYTES = 2 ** 30;
 /** A window ends so much later than the next begins: whatever begins in it, lies in it. */
 export const WINDOW_OVERLAP_BYTES = 2 ** 20;
-/** Offsets and lengths of a mapping are multiples of any ordinary page size. */
-const PAGE_BYTES_MAX = 65536;
-/** Of a file's block size: that of a huge page, for a file of huge pages. */
-const HUGE_PAGE_BYTES_MAX = 2 ** 34;
 /** Removals whose requests are told apart from later ones. */
 const EPOCHS = 64;
 
@@ -339,19 +335,9 @@ export class GuestMemory implements PayloadMemory {
     const { linux } = this;
     const { fd, fileOffset, bytes } = options;
     if (!isSane(options)) return -EINVAL;
-    const isSealed = sealAgainstShrinking(linux, fd);
-    const file = linux.fstat(fd);
-    if (typeof file === "number") return file;
-    if (fileOffset + bytes > file.bytes) return -EINVAL;
-    // Files of huge pages take nothing but whole ones, for munmap(), too.
-    const pageBytes = Math.max(PAGE_BYTES_MAX, file.blockSize);
-    if (pageBytes > HUGE_PAGE_BYTES_MAX) return -EINVAL;
-    const skipped = fileOffset % pageBytes;
-    const mapBytes = Math.ceil((skipped + bytes) / pageBytes) * pageBytes;
-    const protection = PROT_READ | PROT_WRITE;
-    const flags = MAP_SHARED | MAP_NORESERVE;
-    const mapAddress = linux.mmap(0, mapBytes, protection, flags, fd, fileOffset - skipped);
-    if (mapAddress < 0) return mapAddress;
+    const mapping = mapShared(linux, { fd, offset: fileOffset, bytes }, MAP_NORESERVE);
+    if (typeof mapping === "number") return mapping;
+    const { file, isSealed, mapAddress, mapBytes, skipped } = mapping;
     linux.madvise(mapAddress, mapBytes, MADV_DONTDUMP);
     const hostAddress = mapAddress + skipped;
     return new Region(options, { file, isSealed, mapAddress, mapBytes, hostAddress });

@@ -292,8 +292,9 @@ export class PackedRing implements Virtqueue {
   }
 
   /**
-   * The ring has a used element there. If not, none of a batch that begins there was seen: those
-   * up to `end` become what they were for the driver, not used.
+   * The ring had a used element there: the descriptor is no longer as it was made available, and
+   * may be available again. If not, none of a batch that begins there was seen: those up to `end`
+   * become what they were for the driver, not used.
    */
   #hasUsed(first: number, firstWrap: number, end: number): boolean {
     let wrap = firstWrap;
@@ -301,9 +302,9 @@ export class PackedRing implements Virtqueue {
       if (steps > 0 && index === end) break;
       const at = index * PVIRTQ_DESC_U16 + PVIRTQ_DESC_FLAGS_U16;
       const flags = this.#desc16[at]! & USED_FLAGS;
-      const isUsed = flags === (wrap === 1 ? USED_FLAGS : 0);
-      if (isUsed && steps === 0) return true;
-      if (isUsed) this.#desc16[at] = wrap === 1 ? VIRTQ_DESC_F_AVAIL : VIRTQ_DESC_F_USED;
+      const notUsed = wrap === 1 ? VIRTQ_DESC_F_AVAIL : VIRTQ_DESC_F_USED;
+      if (steps === 0 && flags !== notUsed) return true;
+      if (flags === (wrap === 1 ? USED_FLAGS : 0)) this.#desc16[at] = notUsed;
       if (++index === this.size) {
         index = 0;
         wrap ^= 1;

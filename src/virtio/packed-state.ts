@@ -88,7 +88,7 @@ export class PackedState {
   /**
    * Takes over what an earlier back-end left in the region: the entries in flight, oldest first,
    * or none from a new region, which begins at `usedIdx` and `usedWrap`. `hasUsed` says whether the
-   * ring has a used element there, and rids it of those from there to `end` if it has not. Null:
+   * ring had a used element there, and rids it of those from there to `end` if it has not. Null:
    * the region is no good.
    */
   recover(

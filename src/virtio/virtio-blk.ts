@@ -319,10 +319,8 @@ export class VirtioBlk implements RequestOwner {
 
   /** Spec: VIRTIO 1.3 §5.2.6.2, which writes are stable once they complete. */
   #updateWriteFlags(): void {
-    const hasCache = this.#has(abi.VIRTIO_BLK_F_CONFIG_WCE)
-      ? this.#writeCache && this.#writeCacheKnown
-      : this.#has(abi.VIRTIO_BLK_F_FLUSH);
-    this.#writeFlags = hasCache ? 0 : REQ_FUA;
+    const isOn = !this.#has(abi.VIRTIO_BLK_F_CONFIG_WCE) || this.writeCache === true;
+    this.#writeFlags = isOn && this.#has(abi.VIRTIO_BLK_F_FLUSH) ? 0 : REQ_FUA;
   }
 
   #resume(index: number): void {

@@ -41,6 +41,8 @@ interface Case {
   readonly packed?: boolean;
   readonly blockBytes?: number;
   readonly writable?: boolean;
+  /** Its node moves from thread to thread meanwhile. */
+  readonly moves?: boolean;
 }
 
 const CASES: readonly Case[] = [
@@ -60,6 +62,13 @@ const CASES: readonly Case[] = [
     queueCount: 1,
     packed: true,
   },
+  ...[false, true].map((packed) => ({
+    title: `on ${packed ? "packed" : "split"} rings, from thread to thread`,
+    more: "writable=on,num-queues=4",
+    queueCount: 4,
+    packed,
+    moves: true,
+  })),
   { title: "on a disk that is not writable", more: "num-queues=2", queueCount: 2, writable: false },
 ];
 
@@ -74,7 +83,8 @@ describe("random requests of a guest", () => {
       const content = await patternImage(image, BYTES);
       const node = `driver=file,node-name=disk,filename=${image},discard=unmap${one.node ?? ""}`;
       const address = `addr.type=unix,addr.path=${socket}`;
-      await using _running = await startDaemon(directory.path, [
+      await using running = await startDaemon(directory.path, [
+        ...["--object", "iothread,id=io0"],
         ...["--blockdev", node],
         ...["--export", `type=vhost-user-blk,id=e,node-name=disk,${address},${one.more}`],
       ]);
@@ -91,7 +101,21 @@ describe("random requests of a guest", () => {
       }
       const options = { ram, queues, depth: DEPTH, blockBytes, content, writable, seed };
       const model = new VirtioDiskModel(options);
-      await model.run(REQUESTS, pause);
+      let isDone = false;
+      const move = async () => {
+        let count = 0;
+        for (; one.moves === true && !isDone; count++) {
+          const iothread = count % 2 === 0 ? "io0" : null;
+          const place = { "node-name": "disk", iothread, force: true };
+          await running.qmp.execute("x-blockdev-set-iothread", place);
+        }
+        return count;
+      };
+      const moved = move();
+      await model.run(REQUESTS, pause).finally(() => {
+        isDone = true;
+      });
+      expect((await moved) > 5).toBe(one.moves === true);
       for (const queue of queues) await queue.stop();
       assertSameBytes(readFileSync(image), model.content, `seed ${seed}: the image`);
       expect(model.counts.size).toBe(8);

@@ -7,7 +7,7 @@ import * as vu from "../../src/abi/vhost-user.ts";
 import * as blk from "../../src/abi/virtio-blk.ts";
 import { BlockBackend } from "../../src/block/backend.ts";
 import { EventFds } from "../../src/exports/vhost-user-blk/event-fds.ts";
-import { VhostUserServer } from "../../src/exports/vhost-user-blk/server.ts";
+import { type ServerState, VhostUserServer } from "../../src/exports/vhost-user-blk/server.ts";
 import { driver } from "../support/driver.ts";
 import { FakeNode } from "../support/fake-node.ts";
 import { fuzzCases, Random, randomSeed } from "../support/random.ts";
@@ -37,7 +37,7 @@ const guestMappings = () => readFileSync("/proc/self/maps", "utf8").split("memfd
 class Rig {
   readonly reactor;
   ram: GuestRam;
-  readonly server;
+  server;
   readonly node;
   readonly random: Random;
   readonly path: string;
@@ -47,6 +47,7 @@ class Rig {
   };
   #backend: BlockBackend;
   #listenFd: number;
+  #eventFds: EventFds;
   /** Kinds of descriptors that a front-end may send. */
   #fds: number[];
 
@@ -76,20 +77,19 @@ class Rig {
       pipe.readFd,
       pipe.writeFd,
     ];
-    this.server = new VhostUserServer({
-      reactor: this.reactor,
-      eventFds: new EventFds(this.reactor),
-      backend: this.#backend,
-      exportId: "e",
-      listenFd: this.#listenFd,
-      blockBytes: 512,
-      queueCount: 3,
-      serial: "",
-      state: null,
-      log: () => {},
-    });
+    this.#eventFds = new EventFds(this.reactor);
+    this.server = this.#makeServer(null);
     this.server.start();
     this.reactor.turn(0);
+  }
+
+  /** To another thread, as it were, unless the front-end is in the middle of a message. */
+  async move(): Promise<void> {
+    const suspended = () => this.server.suspend().catch(() => null);
+    const state = await runOn(this.reactor, suspended);
+    if (state === null) return;
+    this.server = this.#makeServer(structuredClone(state));
+    this.server.start();
   }
 
   /** What was written to it is gone. */
@@ -119,6 +119,21 @@ class Rig {
     const clientQueue = new ClientQueue(client, this.ram, queue, { index: 0, size: SIZE });
     await clientQueue.start(packed ? PACKED_BASE : 0);
     return clientQueue;
+  }
+
+  #makeServer(state: ServerState | null): VhostUserServer {
+    return new VhostUserServer({
+      reactor: this.reactor,
+      eventFds: this.#eventFds,
+      backend: this.#backend,
+      exportId: "e",
+      listenFd: this.#listenFd,
+      blockBytes: 512,
+      queueCount: 3,
+      serial: "",
+      state,
+      log: () => {},
+    });
   }
 
   async end(): Promise<void> {
@@ -193,6 +208,7 @@ for (const engine of ENGINES) {
         for (let i = 0; i < count; i++, done++) {
           misbehave(rig, client, queue);
           if (random.chance(0.7)) await rig.pause();
+          if (random.chance(0.02)) await rig.move();
         }
         if (random.chance(0.3)) client.linux.shutdown(client.fd, SHUT_WR);
         client.close();

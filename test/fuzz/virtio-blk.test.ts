@@ -28,8 +28,6 @@ import {
   SplitDriver,
 } from "../support/virtio-driver.ts";
 
-setDefaultTimeout(300_000);
-
 const KiB = 1024;
 const MiB = 1024 * KiB;
 const DISK_BYTES = 512 * KiB;
@@ -38,8 +36,10 @@ const QUEUE = 0;
 
 const seed = randomSeed();
 const cases = fuzzCases(60);
+setDefaultTimeout(60_000 + 200 * cases);
 const folder = mkdtempSync(join(tmpdir(), "outport-fuzz-"));
 afterAll(() => rmSync(folder, { recursive: true }));
+let diskCount = 0;
 
 interface Shape {
   readonly packed: boolean;
@@ -70,8 +70,11 @@ class Rig {
     this.memory = new GuestMemory(reactor.linux);
     this.node = new FakeNode(reactor, DISK_BYTES);
     if (shape.mapped) {
-      writeFileSync(join(folder, "disk"), new Uint8Array(DISK_BYTES));
-      this.node.fd = reactor.linux.open(join(folder, "disk"), O_RDWR);
+      // Its own: a test that has run out of time may still be at work on another.
+      const path = join(folder, `disk${diskCount++}`);
+      writeFileSync(path, new Uint8Array(DISK_BYTES));
+      this.node.fd = reactor.linux.open(path, O_RDWR);
+      rmSync(path);
     }
     const options = { writable: true, writethrough: false };
     this.backend = new BlockBackend(reactor, this.node, options);

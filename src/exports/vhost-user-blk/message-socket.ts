@@ -65,6 +65,8 @@ export class MessageSocket {
   /** Waits for the first byte of a message. */
   #waiting: CancellableOp | null = null;
   #isInterrupted = false;
+  /** receive() said so. */
+  #isInterruptTold = false;
 
   constructor(reactor: Reactor, fd: number) {
     this.#reactor = reactor;
@@ -104,8 +106,10 @@ export class MessageSocket {
     this.#waiting?.cancel();
   }
 
-  endInterrupt(): void {
+  /** Takes interrupt() back. False: too late. */
+  endInterrupt(): boolean {
     this.#isInterrupted = false;
+    return !this.#isInterruptTold;
   }
 
   /** Instead of close(): gives the fd away. */
@@ -154,7 +158,10 @@ export class MessageSocket {
     for (let done = 0; done < bytes; ) {
       this.#writeHeader(0, done, bytes - done, CONTROL_BYTES);
       const isBetween = mayEnd && done === 0;
-      if (isBetween && this.#isInterrupted) return { fault: null, isInterrupted: true };
+      if (isBetween && this.#isInterrupted) {
+        this.#isInterruptTold = true;
+        return { fault: null, isInterrupted: true };
+      }
       const receiving = this.#reactor.cancellableOp((engine, token) =>
         engine.recvmsg(this.fd, memory.address, MSG_CMSG_CLOEXEC, token),
       );

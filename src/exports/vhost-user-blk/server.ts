@@ -163,8 +163,8 @@ export class VhostUserServer {
       return;
     }
     const answer = client.session.attach(moved.session);
-    // Its queues are gone: the front-end connects anew.
-    if (answer !== null) client.socket.shutdown();
+    // The front-end connects anew.
+    if (answer !== null && "fault" in answer) this.#drop(client.socket, answer.fault);
     await this.#serveClient(client);
   }
 
@@ -175,10 +175,15 @@ export class VhostUserServer {
       if (client.isLeaving) break;
       await this.#parts.reactor.sleep(INTERRUPT_PAUSE_NS);
     }
-    client.socket.endInterrupt();
-    if (!client.isLeaving) return false;
+    const stays = client.socket.endInterrupt() && !client.isLeaving;
+    if (stays) return false;
     await client.left;
     return true;
+  }
+
+  #drop(socket: MessageSocket, fault: string): void {
+    if (!this.#stopping) this.#parts.log("error", `vu_panic: ${fault}`);
+    socket.shutdown();
   }
 
   /** Null: there is no memory left for it. */
@@ -269,10 +274,7 @@ export class VhostUserServer {
       flush: () => backend.request(OP_FLUSH, 0, 0, 0, 0),
       eventFds,
       queueCount,
-      onFault: (fault) => {
-        if (!this.#stopping) log("error", `vu_panic: ${fault}`);
-        socket.shutdown();
-      },
+      onFault: (fault) => this.#drop(socket, fault),
       onPolledRing: () => polling.startTimer(),
       makeChannel: (channelFd) => new BackendChannel(reactor, channelFd, log),
     });

@@ -149,17 +149,17 @@ export class Vrings {
       const kickFd = (await vring.kick?.detach()) ?? null;
       const callFd = (await vring.call?.detach()) ?? null;
       const errorFd = (await vring.error?.detach()) ?? null;
-      const fds = { kickFd, callFd, errorFd };
-      const ring = { index, size, addresses, base, isEnabled, isKickable, isPolled, hasRun };
-      states.push({ ...ring, ...fds });
+      const ring = { size, addresses, base, isEnabled, isKickable, isPolled, hasRun };
+      states.push({ index, ...ring, kickFd, callFd, errorFd });
     }
     this.#vrings = [];
     return states;
   }
 
-  /** Goes on where detach() ended. */
+  /** Goes on where detach() ended; takes all descriptors, also when a ring can't. */
   attach(states: readonly VringState[]): Answer {
     const { eventFds, onPolledRing } = this.#parts;
+    let answer: Answer = null;
     for (const { index, kickFd, callFd, errorFd, ...ring } of states) {
       const vring = Object.assign(new Vring(), ring);
       this.#vrings[index] = vring;
@@ -167,10 +167,11 @@ export class Vrings {
       if (callFd !== null) vring.call = eventFds.target(callFd);
       if (errorFd !== null) vring.error = eventFds.target(errorFd);
       if (vring.isPolled) onPolledRing();
-      const answer = this.#start(index, vring);
-      if (answer !== null) return answer;
+      // A call that was wanted while another was under way is lost with the old thread.
+      vring.call?.signal();
+      answer ??= this.#start(index, vring);
     }
-    return null;
+    return answer;
   }
 
   setSize(payload: Payload): Answer {

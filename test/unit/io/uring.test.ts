@@ -2,7 +2,7 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { O_RDONLY, RWF_DSYNC } from "../../../src/abi/linux.ts";
 import { createUringEngine } from "../../../src/io/uring.ts";
-import { EBADF } from "../../../src/runtime/errno.ts";
+import { EBADF, EFAULT } from "../../../src/runtime/errno.ts";
 import { Linux } from "../../../src/runtime/linux.ts";
 import { driver } from "../../support/driver.ts";
 import { Rig } from "./engine-rig.ts";
@@ -105,6 +105,16 @@ describe("createUringEngine(), adjacent ranges", () => {
     for (const flags of [0, RWF_DSYNC]) {
       expect(transfer(upTo(3), true, flags, readOnly)).toEqual([-EBADF, -EBADF, -EBADF]);
     }
+  });
+
+  test("are all told of an error of a synchronous write, which comes but once", () => {
+    const { engine, memory } = rig;
+    const write = (flags: number) =>
+      [0, memory.address].map((address, page) =>
+        rig.start((token) => engine.write(fd, address, PAGE, page * PAGE, flags, token)),
+      );
+    expect(write(0).map((slot) => rig.finish(slot))).toEqual([-EFAULT, PAGE]);
+    expect(write(RWF_DSYNC).map((slot) => rig.finish(slot))).toEqual([-EFAULT, -EFAULT]);
   });
 
   test("of many files in flight at once need not all become runs", () => {

@@ -47,6 +47,29 @@ describe("InflightArea", () => {
     ram.close();
   });
 
+  test("maps and unmaps whole pages of a file of huge ones", () => {
+    const hugeBytes = 2 ** 21;
+    const lengths: number[] = [];
+    class HugeLinux extends Linux {
+      override fstat(fd: number) {
+        const status = super.fstat(fd);
+        return typeof status === "number" ? status : { ...status, blockSize: hugeBytes };
+      }
+      override munmap(address: number, bytes: number) {
+        lengths.push(bytes);
+        return super.munmap(address, bytes);
+      }
+    }
+    const huge = new HugeLinux(driver.ffi, driver.arch);
+    const fd = InflightArea.create(linux, SHAPE);
+    const area = InflightArea.open(huge, fd, SHAPE, { offset: 0, bytes: BYTES });
+    if (typeof area === "number") throw new Error(`no area: ${area}`);
+    area.writeCache = true;
+    area.unmap();
+    linux.close(fd);
+    expect(lengths).toEqual([hugeBytes]);
+  });
+
   test("is refused where it is not whole", () => {
     const fd = InflightArea.create(linux, SHAPE);
     const refused = (offset: number, bytes: number) =>

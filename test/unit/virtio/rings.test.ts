@@ -418,7 +418,8 @@ for (const packed of [false, true]) {
           const store = Atomics.store;
           let crashes = 0;
           for (let isDone = false; !isDone; crashes++) {
-            const ids = [1, 2, 1, 2].map((count) => front.add(Array(count).fill(piece0)));
+            // It is full.
+            const ids = [1, 2, 1, 2, 2].map((count) => front.add(Array(count).fill(piece0)));
             let left = crashes;
             Atomics.store = ((...args: Parameters<typeof store>) => {
               if (left-- === 0) throw new Error("killed");
@@ -428,7 +429,7 @@ for (const packed of [false, true]) {
               const tickets = ids.map(take);
               for (const index of [2, 0, 1]) ring.complete(tickets[index]!, 0);
               ring.publish();
-              ring.complete(tickets[3]!, 0);
+              for (const index of [3, 4]) ring.complete(tickets[index]!, 0);
               ring.publish();
               isDone = true;
             } catch (error) {
@@ -436,6 +437,9 @@ for (const packed of [false, true]) {
             } finally {
               Atomics.store = store;
             }
+            // The driver goes on meanwhile.
+            const found = front.collect().map(({ id }) => id);
+            for (let id = front.add([piece0]); id >= 0; id = front.add([piece0])) ids.push(id);
             restart();
             // One by one, so that nothing is covered by a batch.
             while (ring.peek(chain) === FOUND) {
@@ -444,7 +448,7 @@ for (const packed of [false, true]) {
               ring.publish();
             }
             expect([crashes, ring.isBroken]).toEqual([crashes, false]);
-            const found = front.collect().map(({ id }) => id);
+            found.push(...front.collect().map(({ id }) => id));
             expect(found.sort()).toEqual(ids.sort());
           }
           expect(crashes).toBeGreaterThan(8);

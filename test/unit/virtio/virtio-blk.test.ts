@@ -384,9 +384,11 @@ for (const engine of ENGINES) {
         expect(device.setConfig(wce, Uint8Array.of(1, 0))).toBe(false);
         expect(device.setConfig(0, Uint8Array.of(1))).toBe(false);
         // A driver that can't flush.
-        device.setFeatures(0n);
-        await write();
-        expect(node.calls.map(({ op }) => op).slice(-1)).toEqual([OP_FLUSH]);
+        for (const features of [0n, 1n << BigInt(abi.VIRTIO_BLK_F_CONFIG_WCE)]) {
+          device.setFeatures(features);
+          await write();
+          expect(node.calls.map(({ op }) => op).slice(-2)).toEqual([OP_WRITE, OP_FLUSH]);
+        }
       });
 
       test("config() has the disk's size of now", () => {

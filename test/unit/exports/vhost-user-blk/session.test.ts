@@ -247,6 +247,34 @@ for (const engine of ENGINES) {
         queue.close();
       });
 
+      test("calls the driver, who may have missed the last call of the old server", async () => {
+        const { client, queue } = await rig.ready();
+        expect(await queue.request(blk.VIRTIO_BLK_T_FLUSH, 0)).toBe(blk.VIRTIO_BLK_S_OK);
+        await rig.pause();
+        client.linux.drainEventfd(queue.callFd);
+        await move();
+        await rig.pause();
+        expect(client.linux.drainEventfd(queue.callFd)).toBe(1);
+        client.close();
+        queue.close();
+      });
+
+      test("lets go of everything when a ring can't go on", async () => {
+        const { client, queue } = await rig.ready();
+        await client.tell(vu.VHOST_USER_SET_VRING_CALL, longs(1), [queue.callFd]);
+        const state = await runOn(rig.reactor, () => rig.server.suspend());
+        const { session, fd } = state.client!;
+        const vrings = session.vrings.map((vring) => ({ ...vring, size: 3 }));
+        rig.server = rig.makeServer({ ...state, client: { fd, session: { ...session, vrings } } });
+        rig.server.start();
+        expect(await client.receive()).toBeNull();
+        await client.until(() => !rig.server.hasClient);
+        client.close();
+        queue.close();
+        await client.until(() => fdCount() === rig.fdsBefore);
+        expect(rig.logged).toEqual(["vu_panic: Invalid vring_addr message: Invalid argument"]);
+      });
+
       test("refuses in the middle of a message, and changes nothing", async () => {
         const { client, queue } = await rig.ready();
         client.sendRaw(words(vu.VHOST_USER_SET_FEATURES, 1, 8));
