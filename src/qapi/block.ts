@@ -30,6 +30,8 @@ export const blockPermission = enumeration("BlockPermission", [
   "resize",
 ]);
 
+export const preallocMode = enumeration("PreallocMode", ["off", "metadata", "falloc", "full"]);
+
 const snapshotInfo = object("SnapshotInfo", {
   id: doc(str, "Unique id of the snapshot"),
   name: doc(str, "Name given by the user"),
@@ -56,12 +58,28 @@ const blockLimitsInfo = object("BlockLimitsInfo", {
   "opt-mem-alignment": doc(uint32, "Best alignment of memory, bytes"),
 });
 
+const vmdkExtentInfo = object("VmdkExtentInfo", {
+  filename: doc(str, "Name of the file that holds it"),
+  format: doc(str, "Type of the extent as the descriptor names it"),
+  "virtual-size": doc(int, "Bytes that the guest sees of it"),
+  "cluster-size": optional(int, "Bytes per grain"),
+  compressed: optional(bool, "Its grains are compressed"),
+});
+
+const imageInfoSpecificVmdk = object("ImageInfoSpecificVmdk", {
+  "create-type": doc(str, "Kind of the image"),
+  cid: doc(int, "Content id"),
+  "parent-cid": doc(int, "Content id of the parent, 0xffffffff for none"),
+  extents: doc(arrayOf(vmdkExtentInfo), "What the image is made of"),
+});
+
 /** One branch per driver that has something to add. */
 const imageInfoSpecific = union("ImageInfoSpecific", {
-  base: { type: enumeration("ImageInfoSpecificKind", ["qcow2", "file"]) },
+  base: { type: enumeration("ImageInfoSpecificKind", ["qcow2", "vmdk", "file"]) },
   tag: "type",
   branches: {
     qcow2: { data: imageInfoSpecificQcow2 },
+    vmdk: { data: imageInfoSpecificVmdk },
     file: {
       data: object("ImageInfoSpecificFile", {
         "extent-size-hint": optional(uint64, "Extent size hint of the file, bytes"),

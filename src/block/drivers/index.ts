@@ -9,6 +9,10 @@ import { nullAio, nullCo } from "./null.ts";
 import { qcow2 } from "./qcow2/index.ts";
 import { raw } from "./raw.ts";
 import { throttle } from "./throttle.ts";
+import { vdi } from "./vdi.ts";
+import { vhdx } from "./vhdx.ts";
+import { vmdk } from "./vmdk.ts";
+import { vpc } from "./vpc.ts";
 
 export const blockDrivers: readonly BlockDriver[] = [
   blkdebug,
@@ -22,4 +26,8 @@ export const blockDrivers: readonly BlockDriver[] = [
   qcow2,
   raw,
   throttle,
+  vdi,
+  vhdx,
+  vmdk,
+  vpc,
 ];
