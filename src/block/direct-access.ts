@@ -3,7 +3,8 @@
  * as the kernel for a FUSE export. While they may, nothing changes that they don't know of: where
  * the node's bytes live, and who has to see what is written. Thread: iothread.
  *
- * It can't be taken back from them, so that who wants to change something is refused.
+ * It can't be taken back from them while the node is in use, so that who wants to change something
+ * is refused.
  */
 import { OutportError } from "../util/error.ts";
 import type { Permissions } from "./driver.ts";

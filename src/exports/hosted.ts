@@ -7,7 +7,7 @@
  * clients; otherwise it calls setClosing(). All that goes to the iothread of an export by another
  * way waits for the end of `move`.
  */
-import type { ExportOpen } from "../iothread/messages.ts";
+import type { ExportOpen, ShutdownReply } from "../iothread/messages.ts";
 import { assert, OutportError } from "../util/error.ts";
 import type { BlockExport } from "./export.ts";
 
@@ -60,15 +60,14 @@ export class HostedExports {
     return reply;
   }
 
-  /** See ExportType.requestShutdown(): asks its ExportService. */
-  async requestShutdown(exp: BlockExport, safe: boolean): Promise<number> {
+  /** For ExportType.requestShutdown(): asks its ExportService. */
+  async requestShutdown(exp: BlockExport, safe: boolean): Promise<ShutdownReply> {
     const hosted = this.#get(exp);
     hosted.isClosing = true;
     try {
       await hosted.move;
       const { id } = exp;
-      const { clientCount } = await exp.node.iothread.call("export-shutdown", { id, safe });
-      return clientCount;
+      return await exp.node.iothread.call("export-shutdown", { id, safe });
     } catch (error) {
       hosted.isClosing = false;
       throw error;

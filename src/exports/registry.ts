@@ -1,5 +1,5 @@
 /** The open exports of one iothread, of all types. Thread: iothread. */
-import type { ExportOpen, IothreadHandlersOf } from "../iothread/messages.ts";
+import type { ExportOpen, IothreadHandlersOf, ShutdownReply } from "../iothread/messages.ts";
 import { assert } from "../util/error.ts";
 
 /** What an export type is on an iothread. */
@@ -9,10 +9,10 @@ export interface ExportService {
   /** Ready to serve when it returns. Throws OutportError, and leaves nothing behind then. */
   open(params: ExportOpen): Promise<unknown>;
   /**
-   * Takes no more clients; returns how many it has. `safe`: throws OutportError of kind in-use
-   * when there is one, and nothing has changed. Missing: main knows better.
+   * Takes no more clients. `safe`: throws OutportError of kind in-use when there is one, and
+   * nothing has changed. Missing: main knows better.
    */
-  shutdown?(id: string, safe: boolean): number;
+  shutdown?(id: string, safe: boolean): ShutdownReply;
   /** Drops the clients, lets requests in flight finish, flushes, forgets it. */
   close(id: string): Promise<void>;
   /** Gives the export with its clients away. Throws OutportError, and nothing has changed. */
@@ -40,9 +40,8 @@ export class ExportRegistry {
       this.#open.set(params.id, service);
       return reply;
     },
-    "export-shutdown": async ({ id, safe }) => ({
-      clientCount: this.#serviceOf(id).shutdown?.(id, safe) ?? 0,
-    }),
+    "export-shutdown": async ({ id, safe }) =>
+      this.#serviceOf(id).shutdown?.(id, safe) ?? { clientCount: 0 },
     "export-close": async ({ id }) => {
       await this.#close(id);
       return null;

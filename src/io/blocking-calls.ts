@@ -2,6 +2,7 @@
  * System calls that may wait for long, run beside the main thread. Rare: there is a look for their
  * ends every few milliseconds while one is under way, and nothing else otherwise. Thread: main.
  */
+import { POLLIN } from "../abi/linux.ts";
 import type { ThreadDriver } from "../runtime/driver.ts";
 import { EINVAL, ENAMETOOLONG, ETIMEDOUT } from "../runtime/errno.ts";
 import type { Linux } from "../runtime/linux.ts";
@@ -13,6 +14,8 @@ import { OffloadPool } from "./offload.ts";
 /** Of one call: its strings and its output. A path and some more. */
 const MEMORY_BYTES = 16 * 1024;
 const ALIGNMENT = 8;
+/** How long the main thread itself waits: most calls have ended by then, a timer is no faster. */
+const PATIENCE_MS = 1;
 /** Between two looks: at first, and at most. */
 const LOOK_MS_MIN = 1;
 const LOOK_MS_MAX = 16;
@@ -67,6 +70,8 @@ export class BlockingCalls {
     });
     this.#underWay.set(token, underWay);
     this.#pool.submit(call.number, args, token);
+    this.#linux.poll(this.#pool.eventFd, POLLIN, PATIENCE_MS);
+    this.#drain();
     void this.#look();
     if (timeoutMs === undefined) return await ended;
     const timer = setTimeout(() => {
@@ -89,10 +94,13 @@ export class BlockingCalls {
     let ms = LOOK_MS_MIN;
     while (this.#underWay.size > 0 && this.#pool !== null) {
       await new Promise((resolve) => void setTimeout(resolve, ms));
-      const count = this.#pool?.drain((token, result) => this.#end(token, result)) ?? 0;
-      ms = count > 0 ? LOOK_MS_MIN : Math.min(ms * 2, LOOK_MS_MAX);
+      ms = this.#drain() > 0 ? LOOK_MS_MIN : Math.min(ms * 2, LOOK_MS_MAX);
     }
     this.#looking = false;
+  }
+
+  #drain(): number {
+    return this.#pool?.drain((token, result) => this.#end(token, result)) ?? 0;
   }
 
   #end(token: Token, result: number): void {

@@ -81,6 +81,11 @@ export class Memory {
     this.u32[(at >>> 2) + 1] = (value / 0x1_0000_0000) >>> 0;
   }
 
+  /** The opposite. Inexact from 2^53 on, which is beyond every disk. */
+  getU64(at: number): number {
+    return this.u32[at >>> 2]! + this.u32[(at >>> 2) + 1]! * 0x1_0000_0000;
+  }
+
   /** Sum of the lengths of `count` struct iovec at this address; 0 when they are elsewhere. */
   iovBytes(iov: number, count: number): number {
     const at = iov - this.address;

@@ -251,7 +251,7 @@ export interface IothreadCalls {
    * It takes no more clients. `safe`: refuses with kind in-use while it has one, and nothing
    * changes. Types whose clients come in elsewhere don't know it.
    */
-  "export-shutdown": [{ id: string; safe: boolean }, { clientCount: number }];
+  "export-shutdown": [{ id: string; safe: boolean }, ShutdownReply];
   /** Stops serving: drops the clients, lets requests in flight finish, flushes, forgets it. */
   "export-close": [{ id: string }, null];
   /**
@@ -287,6 +287,12 @@ export type IothreadCall = keyof IothreadCalls;
 export type IothreadHandlersOf<Calls extends IothreadCall> = {
   readonly [C in Calls]: (params: IothreadCalls[C][0]) => Promise<IothreadCalls[C][1]>;
 };
+
+export interface ShutdownReply {
+  readonly clientCount: number;
+  /** The type's own. */
+  readonly details?: unknown;
+}
 
 /** What the listening thread knows of an NBD export. */
 export interface NbdExportRegister {

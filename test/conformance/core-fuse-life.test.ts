@@ -69,7 +69,7 @@ function add(qmp: Qmp, mountpoint: string, more: Record<string, unknown> = {}): 
 }
 
 async function remove(qmp: Qmp, id = "e"): Promise<void> {
-  await qmp.execute("block-export-del", { id });
+  await qmp.execute("block-export-del", { id, mode: "hard" });
   await qmp.event("BLOCK_EXPORT_DELETED", (data) => data.id === id);
 }
 
@@ -371,7 +371,7 @@ describe("fuse: the end of the daemon", () => {
       errorOf(run("dd", [`if=${place.mountpoint}`, "of=/dev/null"])),
     );
     await sleep(200);
-    await daemon.qmp.execute("block-export-del", { id: "e" });
+    await daemon.qmp.execute("block-export-del", { id: "e", mode: "hard" });
     await sleep(100);
     daemon.qmp.close();
     daemon.daemon.kill();

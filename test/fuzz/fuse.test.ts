@@ -67,7 +67,7 @@ class Kernel {
       case 3:
         return this.#pause();
       case 4:
-        rig.session.resized();
+        rig.session.attributesChanged();
         return;
       default:
         this.#send();

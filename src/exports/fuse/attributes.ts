@@ -4,11 +4,11 @@
  */
 import * as fuse from "../../abi/fuse.ts";
 import * as file from "../../abi/fuse-file.ts";
+import { S_IFDIR, S_IFREG } from "../../abi/linux.ts";
 import type { BlockNode } from "../../block/node.ts";
 import type { Memory } from "../../io/memory.ts";
 import { EACCES, ENOTSUP, EPERM, EROFS } from "../../runtime/errno.ts";
 
-const S_IFREG = 0o100000;
 const MODE_BITS = 0o7777;
 const MODE_READABLE = 0o400;
 const MODE_WRITABLE = 0o200;
@@ -37,6 +37,7 @@ export interface AttributesOptions {
 
 export class Attributes {
   #options: AttributesOptions;
+  #type = S_IFREG;
   #mode: number;
   #uid: number;
   #gid: number;
@@ -52,20 +53,29 @@ export class Attributes {
     return { mode: this.#mode, uid: this.#uid, gid: this.#gid };
   }
 
+  /**
+   * From now on it seems to be another kind of file. A kernel that hears so has nothing to do with
+   * it any more: whatever programs do with the file fails with EIO.
+   */
+  revoke(): void {
+    this.#type = S_IFDIR;
+  }
+
   /** Writes fuse_attr_out. Returns its length. */
-  write({ view, u8 }: Memory, at: number): number {
+  write(memory: Memory, at: number): number {
+    const { view, u8 } = memory;
     u8.fill(0, at, at + file.FUSE_ATTR_OUT_SIZE);
-    setU64(view, at + file.FUSE_ATTR_OUT_ATTR_VALID, VALID_SECONDS);
+    memory.setU64(at + file.FUSE_ATTR_OUT_ATTR_VALID, VALID_SECONDS);
     const attr = at + file.FUSE_ATTR_OUT_ATTR;
     const { bytes, limits } = this.#options.node;
     const now = this.#options.nowSeconds();
-    setU64(view, attr + file.FUSE_ATTR_INO, fuse.FUSE_ROOT_ID);
-    setU64(view, attr + file.FUSE_ATTR_SIZE_OF, bytes);
-    setU64(view, attr + file.FUSE_ATTR_BLOCKS, this.#blocks());
-    setU64(view, attr + file.FUSE_ATTR_ATIME, now);
-    setU64(view, attr + file.FUSE_ATTR_MTIME, now);
-    setU64(view, attr + file.FUSE_ATTR_CTIME, now);
-    view.setUint32(attr + file.FUSE_ATTR_MODE, S_IFREG | this.#mode, true);
+    memory.setU64(attr + file.FUSE_ATTR_INO, fuse.FUSE_ROOT_ID);
+    memory.setU64(attr + file.FUSE_ATTR_SIZE_OF, bytes);
+    memory.setU64(attr + file.FUSE_ATTR_BLOCKS, this.#blocks());
+    memory.setU64(attr + file.FUSE_ATTR_ATIME, now);
+    memory.setU64(attr + file.FUSE_ATTR_MTIME, now);
+    memory.setU64(attr + file.FUSE_ATTR_CTIME, now);
+    view.setUint32(attr + file.FUSE_ATTR_MODE, this.#type | this.#mode, true);
     view.setUint32(attr + file.FUSE_ATTR_NLINK, 1, true);
     view.setUint32(attr + file.FUSE_ATTR_UID, this.#uid, true);
     view.setUint32(attr + file.FUSE_ATTR_GID, this.#gid, true);
@@ -74,9 +84,10 @@ export class Attributes {
   }
 
   /** Writes fuse_statx_out. Returns its length. */
-  writeStatx({ view, u8 }: Memory, at: number): number {
+  writeStatx(memory: Memory, at: number): number {
+    const { view, u8 } = memory;
     u8.fill(0, at, at + file.FUSE_STATX_OUT_SIZE);
-    setU64(view, at + file.FUSE_STATX_OUT_ATTR_VALID, VALID_SECONDS);
+    memory.setU64(at + file.FUSE_STATX_OUT_ATTR_VALID, VALID_SECONDS);
     const stat = at + file.FUSE_STATX_OUT_STAT;
     const { bytes, limits } = this.#options.node;
     const now = this.#options.nowSeconds();
@@ -85,13 +96,13 @@ export class Attributes {
     view.setUint32(stat + file.FUSE_STATX_NLINK, 1, true);
     view.setUint32(stat + file.FUSE_STATX_UID, this.#uid, true);
     view.setUint32(stat + file.FUSE_STATX_GID, this.#gid, true);
-    view.setUint16(stat + file.FUSE_STATX_MODE, S_IFREG | this.#mode, true);
-    setU64(view, stat + file.FUSE_STATX_INO, fuse.FUSE_ROOT_ID);
-    setU64(view, stat + file.FUSE_STATX_SIZE_OF, bytes);
-    setU64(view, stat + file.FUSE_STATX_BLOCKS, this.#blocks());
-    setU64(view, stat + file.FUSE_STATX_ATIME, now);
-    setU64(view, stat + file.FUSE_STATX_CTIME, now);
-    setU64(view, stat + file.FUSE_STATX_MTIME, now);
+    view.setUint16(stat + file.FUSE_STATX_MODE, this.#type | this.#mode, true);
+    memory.setU64(stat + file.FUSE_STATX_INO, fuse.FUSE_ROOT_ID);
+    memory.setU64(stat + file.FUSE_STATX_SIZE_OF, bytes);
+    memory.setU64(stat + file.FUSE_STATX_BLOCKS, this.#blocks());
+    memory.setU64(stat + file.FUSE_STATX_ATIME, now);
+    memory.setU64(stat + file.FUSE_STATX_CTIME, now);
+    memory.setU64(stat + file.FUSE_STATX_MTIME, now);
     return file.FUSE_STATX_OUT_SIZE;
   }
 
@@ -121,14 +132,4 @@ export class Attributes {
     // As QSD: what takes no space at all seems to be there in full.
     return Math.ceil((node.describe().actualBytes || node.bytes) / BLOCK_BYTES);
   }
-}
-
-export function setU64(view: DataView, at: number, value: number): void {
-  view.setUint32(at, value >>> 0, true);
-  view.setUint32(at + 4, Math.floor(value / 0x1_0000_0000), true);
-}
-
-/** Inexact from 2^53 on, which is beyond every disk. */
-export function getU64(view: DataView, at: number): number {
-  return view.getUint32(at, true) + view.getUint32(at + 4, true) * 0x1_0000_0000;
 }

@@ -16,8 +16,8 @@ import type { BlockExport, ExportType } from "../export.ts";
 import { HostedExports } from "../hosted.ts";
 import { type AllowOther, alreadyExported, type FuseMount, mountOver } from "./mount.ts";
 import type { MountSystem } from "./mount-system.ts";
-import type { FuseOptions } from "./service.ts";
-import { abortMount, unmount } from "./unmount.ts";
+import type { FuseOptions, StillOpen } from "./service.ts";
+import { abortMount, find, leave, unmount } from "./unmount.ts";
 
 const members = {
   mountpoint: doc(str, "Path of the regular file over which the export appears"),
@@ -72,7 +72,7 @@ export class FuseExports {
       members,
       allowsInactive: false,
       create: (exp) => this.#create(exp),
-      requestShutdown: (exp) => this.#requestShutdown(exp),
+      requestShutdown: (exp, safe) => this.#requestShutdown(exp, safe),
       delete: (exp) => this.#delete(exp),
       suspend: (exp) => this.#hosted.suspend(exp),
       resume: (exp) => this.#hosted.resume(exp),
@@ -142,16 +142,24 @@ export class FuseExports {
       throw error;
     }
     mounted.isReady = true;
-    if (mounted.hasEnded) this.#end(exp.id);
+    if (mounted.hasEnded) this.#end(exp.id, mounted);
   }
 
-  /** What is open keeps nobody from it, as with QSD. */
-  async #requestShutdown(exp: BlockExport): Promise<number> {
-    await this.#hosted.requestShutdown(exp, false);
-    const mounted = this.#get(exp);
+  /** Files that are open keep nobody from it, as with QSD; requests under way do, if `safe`. */
+  async #requestShutdown(exp: BlockExport, safe: boolean): Promise<number> {
     const { system, log, replyMsMax = REPLY_MS_MAX } = this.#parts;
-    mounted.unmounting = unmount(system, mounted.mount, log);
-    return (await settlesWithin(mounted.unmounting, replyMsMax)) ? 0 : 1;
+    const mounted = this.#get(exp);
+    const { mount } = mounted;
+    const found = await find(system, mount);
+    try {
+      const { clientCount, details } = await this.#hosted.requestShutdown(exp, safe);
+      const stillOpen = details as StillOpen;
+      mounted.unmounting = unmount({ system, mount, found, stillOpen, log });
+      return (await settlesWithin(mounted.unmounting, replyMsMax)) ? clientCount : 1;
+    } catch (error) {
+      await leave(system, found);
+      throw error;
+    }
   }
 
   async #delete(exp: BlockExport): Promise<void> {
@@ -170,15 +178,17 @@ export class FuseExports {
     const mounted = this.#mounted.get(event.exportId);
     if (mounted === undefined || mounted.hasEnded) return;
     mounted.hasEnded = true;
-    if (mounted.isReady) this.#end(event.exportId);
+    if (mounted.isReady) this.#end(event.exportId, mounted);
   }
 
   /**
    * QSD differs: an export that was unmounted from outside stays listed, and can't be reached.
    */
-  #end(id: string): void {
+  #end(id: string, mounted: Mounted): void {
     // Not before whoever adds it knows it.
     setTimeout(() => {
+      // Another one may have its id by now.
+      if (this.#mounted.get(id) !== mounted) return;
       this.#parts.endExport(id).catch((error) => {
         // Somebody deletes it already.
         if (!(error instanceof OutportError)) throw error;

@@ -21,7 +21,6 @@ import {
   STATUS_DATA,
 } from "../../block/node.ts";
 import { EACCES, EFBIG, EINVAL, ENOTSUP, ENXIO } from "../../runtime/errno.ts";
-import { getU64, setU64 } from "./attributes.ts";
 import { writeOpen } from "./fixed-answers.ts";
 import type { OpenAnswer } from "./passthrough.ts";
 import type { FuseSession } from "./session.ts";
@@ -116,7 +115,7 @@ export class LongRequests {
       uid: u32(file.FUSE_SETATTR_IN_UID),
       gid: u32(file.FUSE_SETATTR_IN_GID),
     };
-    const bytes = getU64(memory.view, argsAt + file.FUSE_SETATTR_IN_SIZE_OF);
+    const bytes = memory.getU64(argsAt + file.FUSE_SETATTR_IN_SIZE_OF);
     const refusal = attributes.check(valid, wanted.mode);
     if (refusal < 0) {
       transport.reply(requestAt, refusal, 0);
@@ -133,15 +132,15 @@ export class LongRequests {
 
   fallocate({ argsAt, at: requestAt }: FuseRequest, transport: FuseTransport): void {
     const session = this.#session;
-    const { view } = session.reactor.memory;
+    const { memory } = session.reactor;
     if (!session.backend.writable) {
       transport.reply(requestAt, -EACCES, 0);
       return;
     }
-    const mode = view.getUint32(argsAt + file.FUSE_FALLOCATE_IN_MODE, true);
+    const mode = memory.view.getUint32(argsAt + file.FUSE_FALLOCATE_IN_MODE, true);
     const range = {
-      offset: getU64(view, argsAt + file.FUSE_FALLOCATE_IN_OFFSET),
-      bytes: getU64(view, argsAt + file.FUSE_FALLOCATE_IN_LENGTH),
+      offset: memory.getU64(argsAt + file.FUSE_FALLOCATE_IN_OFFSET),
+      bytes: memory.getU64(argsAt + file.FUSE_FALLOCATE_IN_LENGTH),
     };
     const at = session.keep(transport);
     session.reactor.spawn(async () => {
@@ -151,9 +150,9 @@ export class LongRequests {
 
   seek({ argsAt, at: requestAt }: FuseRequest, transport: FuseTransport): void {
     const session = this.#session;
-    const { view } = session.reactor.memory;
-    const offset = getU64(view, argsAt + file.FUSE_LSEEK_IN_OFFSET);
-    const whence = view.getUint32(argsAt + file.FUSE_LSEEK_IN_WHENCE, true);
+    const { memory } = session.reactor;
+    const offset = memory.getU64(argsAt + file.FUSE_LSEEK_IN_OFFSET);
+    const whence = memory.view.getUint32(argsAt + file.FUSE_LSEEK_IN_WHENCE, true);
     if (whence !== SEEK_DATA && whence !== SEEK_HOLE) {
       transport.reply(requestAt, -EINVAL, 0);
       return;
@@ -161,7 +160,7 @@ export class LongRequests {
     const at = session.keep(transport);
     session.reactor.spawn(async () => {
       const found = await this.#find(whence === SEEK_DATA, offset);
-      if (found >= 0) setU64(view, at + file.FUSE_LSEEK_OUT_OFFSET, found);
+      if (found >= 0) memory.setU64(at + file.FUSE_LSEEK_OUT_OFFSET, found);
       const bytes = found >= 0 ? file.FUSE_LSEEK_OUT_SIZE : 0;
       session.finish(transport, at, Math.min(found, 0), bytes);
     });

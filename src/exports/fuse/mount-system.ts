@@ -6,7 +6,7 @@ import { O_RDWR, O_WRONLY } from "../../abi/linux.ts";
 import { MNT_DETACH, MNT_FORCE, O_PATH } from "../../abi/linux-mount.ts";
 import { BlockingCalls } from "../../io/blocking-calls.ts";
 import type { Process, ThreadDriver } from "../../runtime/driver.ts";
-import { EPERM } from "../../runtime/errno.ts";
+import { EIO, EPERM } from "../../runtime/errno.ts";
 import type { Linux } from "../../runtime/linux.ts";
 import * as calls from "../../runtime/linux-mount.ts";
 import type { Mount } from "../../runtime/mountinfo.ts";
@@ -43,9 +43,9 @@ export interface MountSystem {
   /** Takes the top mount of `pathFd` away, now or when its last file is closed. */
   unmount(pathFd: number): Promise<number>;
   /**
-   * Has it written what the kernel has not written yet. By another process: a thread of this one
-   * that waits for a file system of its own keeps it from ending, even if it is killed, and so the
-   * file system from being given up. Undefined: done.
+   * Opens it, and has it written what the kernel has not written yet. By another process: a thread
+   * of this one that waits for a file system of its own keeps it from ending, even if it is killed,
+   * and so the file system from being given up. Undefined: done.
    */
   sync(path: string): Promise<string | undefined>;
   fusermount(path: string, options: readonly string[]): Promise<number | FusermountFailure>;
@@ -110,7 +110,9 @@ function abort(linux: Linux, path: string, dev: number): number {
   const pathFd = linux.open(path, O_PATH);
   const found = pathFd < 0 ? pathFd : calls.identifyMount(linux, pathFd);
   let result = 0;
-  if (typeof found === "object" && found.dev === dev) {
+  // A file that has been taken from programs has no attributes any more: see unmount.ts.
+  const isOurs = typeof found === "object" ? found.dev === dev : found === -EIO;
+  if (isOurs) {
     result = calls.unmountNow(linux, calls.fdPath(pathFd), MNT_FORCE | MNT_DETACH);
   }
   // An ordinary user may do this, but not that.

@@ -34,7 +34,6 @@ export interface FuseMount extends MountIdentity {
   readonly fd: number;
   /** As the user named it. */
   readonly path: string;
-  readonly writable: boolean;
   readonly allowOther: boolean;
 }
 
@@ -135,7 +134,7 @@ async function tryMount(
     await removeDead(system, path, () => {});
     return { stderr: `the mount is not there: ${strerror(found)}` };
   }
-  return { ...found, fd, path, writable, allowOther };
+  return { ...found, fd, path, allowOther };
 }
 
 interface Attempt {

@@ -4,8 +4,9 @@
  * Spec: Linux Documentation/filesystems/fuse-passthrough.rst; fs/fuse/passthrough.c, iomode.c
  *
  * What the kernel does decides what may be opened so:
- * - It can't be told to stop. As long as a program has such a file open, the node stays what it is
- *   (block/direct-access.ts), and the image stays locked, whatever becomes of us.
+ * - It can't be told to stop, but for good, with the export: see Attributes.revoke(). As long as a
+ *   program has such a file open, the node stays what it is (block/direct-access.ts); and the image
+ *   stays locked, whatever becomes of us, as mappings stay.
  * - All who have the file open at one time have it open so, or none: others are refused with EIO.
  *   With FOPEN_DIRECT_IO on top reads and writes come to us, but shared mappings are the file's.
  * - Nobody keeps a write from going beyond the end of the disk: the host file grows then. So only
@@ -37,6 +38,7 @@ import { getuid } from "../../runtime/linux-mount.ts";
 import { assert } from "../../util/error.ts";
 import type { Log } from "../../util/log.ts";
 import type { InitExtras } from "./init.ts";
+import type { StillOpen } from "./service.ts";
 
 const MEMORY_BYTES = 4096;
 const PLAIN_FLAGS = FOPEN_DIRECT_IO | FOPEN_PARALLEL_DIRECT_WRITES;
@@ -180,6 +182,14 @@ export class Passthrough {
     return known.hasHeard ? -ENOSPC : 0;
   }
 
+  /** Nobody begins to go past us from now on. */
+  shutdown(): StillOpen {
+    this.#isPossible = false;
+    if (this.#backing !== null) return "direct";
+    const writers = [...this.#handles.values()].some(({ writes }) => writes);
+    return writers ? "mappings" : "nothing";
+  }
+
   /** Gives all of it away: nothing of this may be called afterwards. */
   handOver(): PassthroughState {
     const { access, id: backingId = 0 } = this.#backing ?? {};
@@ -194,7 +204,7 @@ export class Passthrough {
     };
   }
 
-  /** The session ends. What programs still have open is the kernel's business from here on. */
+  /** The session ends. What programs still have mapped is the kernel's business from here on. */
   close(): void {
     this.#handles.clear();
     this.#directCount = 0;

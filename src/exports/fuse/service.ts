@@ -5,8 +5,9 @@
  * How main drives it, by the calls that every export type has (iothread/messages.ts):
  * - "export-open", after the mount: `options` is FuseOptions. From here on the kernel's requests,
  *   FUSE_INIT first, are answered; before that whoever looks at the mount point hangs.
- * - "export-shutdown": nothing to refuse, as no client is known here: 0. From here on no request
- *   waits for a limit: the mount is about to go, which waits for what the kernel has to write.
+ * - "export-shutdown": who waits for an answer is a client, who has the file open is none. The
+ *   details are StillOpen. From here on no request waits for a limit: the mount is about to go,
+ *   which waits for what the kernel has to write.
  * - "export-close": takes no more requests, lets those in flight finish, flushes. Dirty pages of
  *   shared mappings come in as writes: so unmount first (lazily if it must be), then call it, and
  *   close the descriptor after that, which ends what is still open on the mount with ENOTCONN.
@@ -18,7 +19,7 @@
 import { BlockBackend } from "../../block/backend.ts";
 import { type BlockNode, OP_FLUSH } from "../../block/node.ts";
 import type { Reactor } from "../../io/reactor.ts";
-import type { ExportOpen, IothreadEvent } from "../../iothread/messages.ts";
+import type { ExportOpen, IothreadEvent, ShutdownReply } from "../../iothread/messages.ts";
 import { strerror } from "../../runtime/errno.ts";
 import { assert, OutportError } from "../../util/error.ts";
 import type { Log } from "../../util/log.ts";
@@ -41,6 +42,14 @@ export interface FuseOptions {
   readonly uid: number;
   readonly gid: number;
 }
+
+/**
+ * What programs have of an export that shuts down, at most:
+ * - "nothing" that has not been written;
+ * - "mappings", which are to be written back;
+ * - "direct" access to the image by the kernel, which ends when it next looks at the attributes.
+ */
+export type StillOpen = "nothing" | "mappings" | "direct";
 
 export interface FuseServiceParts {
   readonly reactor: Reactor;
@@ -76,9 +85,13 @@ export class FuseService implements ExportService {
     return null;
   }
 
-  shutdown(id: string): number {
-    this.#find(id).backend.hurry();
-    return 0;
+  shutdown(id: string, safe: boolean): ShutdownReply {
+    const { backend, session, passthrough } = this.#find(id);
+    if (safe && session.isBusy) throw new OutportError("in-use", `Export '${id}' is busy`);
+    backend.hurry();
+    const stillOpen: StillOpen = passthrough.shutdown();
+    if (stillOpen === "direct") session.revoke();
+    return { clientCount: session.isBusy ? 1 : 0, details: stillOpen };
   }
 
   async close(id: string): Promise<void> {
@@ -148,7 +161,7 @@ export class FuseService implements ExportService {
       onAgreed: () => {},
       onEnd: (error) => send({ event: "fuse-ended", exportId: id, error }),
     });
-    backend.onResized = () => session.resized();
+    backend.onResized = () => session.attributesChanged();
     this.#open.set(id, { backend, session, passthrough });
     session.start();
   }

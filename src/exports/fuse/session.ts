@@ -65,6 +65,8 @@ export class FuseSession implements RequestOwner, FuseSink {
   #agreed: Agreed | null;
   #inFlight = 0;
   #isPaused = false;
+  /** Transports have to be told when there is room again. */
+  #hasRefused = false;
   #onChange: (() => void)[] = [];
 
   constructor(parts: SessionParts) {
@@ -92,8 +94,16 @@ export class FuseSession implements RequestOwner, FuseSink {
     return this.#long.isResizing;
   }
 
+  /** A request waits for something. */
+  get isBusy(): boolean {
+    return this.#inFlight > 0;
+  }
+
   get accepts(): boolean {
-    return this.#inFlight < IN_FLIGHT_MAX && !this.#isPaused;
+    const { requests } = this.reactor;
+    const may = this.#inFlight < IN_FLIGHT_MAX && requests.mayTake(this.#inFlight);
+    this.#hasRefused ||= !may;
+    return may && !this.#isPaused;
   }
 
   /** At first, and after pause(). */
@@ -173,7 +183,9 @@ export class FuseSession implements RequestOwner, FuseSink {
   /** Answers a request that was kept. */
   finish(transport: FuseTransport, at: number, error: number, bytes: number): void {
     transport.reply(at, error, bytes);
-    if (this.#inFlight-- === IN_FLIGHT_MAX) {
+    this.#inFlight--;
+    if (this.#hasRefused) {
+      this.#hasRefused = false;
       for (const one of this.#transports) one.takeMore();
     }
     if (this.#onChange.length > 0) this.changed();
@@ -210,8 +222,14 @@ export class FuseSession implements RequestOwner, FuseSink {
     this.backend.submit(slot);
   }
 
-  /** The node has another length: who asks for it is to hear of it. */
-  resized(): void {
+  /** Takes the file away from those who read and write it past us, once the kernel asks of it. */
+  revoke(): void {
+    this.attributes.revoke();
+    this.attributesChanged();
+  }
+
+  /** The length of the node, for example: who asks for it is to hear of it. */
+  attributesChanged(): void {
     if (this.#agreed !== null) this.#transports[0]!.forgetAttributes?.();
   }
 
@@ -230,7 +248,7 @@ export class FuseSession implements RequestOwner, FuseSink {
       transport.reply(at, -EINVAL, 0);
       return;
     }
-    const offset = this.#u64(argsAt + file.FUSE_READ_IN_OFFSET);
+    const offset = this.reactor.memory.getU64(argsAt + file.FUSE_READ_IN_OFFSET);
     const bytes = Math.min(asked, this.backend.node.bytes - offset);
     if (bytes <= 0) {
       transport.reply(at, 0, 0);
@@ -256,7 +274,7 @@ export class FuseSession implements RequestOwner, FuseSink {
     // QSD differs: it forgets that the file was opened with O_SYNC or O_DSYNC.
     const isSync = (u32[(argsAt + file.FUSE_WRITE_IN_FLAGS) >>> 2]! & O_DSYNC) !== 0;
     const flags = isSync ? REQ_FUA : 0;
-    const offset = this.#u64(argsAt + file.FUSE_WRITE_IN_OFFSET);
+    const offset = this.reactor.memory.getU64(argsAt + file.FUSE_WRITE_IN_OFFSET);
     const inside = Math.min(asked, this.backend.node.bytes - offset);
     if (inside === asked && asked > 0) {
       const kept = this.keep(transport, file.FUSE_WRITE_OUT_SIZE);
@@ -391,12 +409,6 @@ export class FuseSession implements RequestOwner, FuseSink {
 
   #change(): Promise<void> {
     return new Promise((resolve) => this.#onChange.push(resolve));
-  }
-
-  /** Inexact from 2^53 on, which is beyond every disk. */
-  #u64(at: number): number {
-    const { u32 } = this.reactor.memory;
-    return u32[at >>> 2]! + u32[(at >>> 2) + 1]! * 0x1_0000_0000;
   }
 }
 

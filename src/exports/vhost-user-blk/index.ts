@@ -44,7 +44,7 @@ export function vhostUserBlkExportType(): ExportType {
     async create(exp) {
       await hosted.open(exp, { ...(await checkOptions(exp)) });
     },
-    requestShutdown: (exp, safe) => hosted.requestShutdown(exp, safe),
+    requestShutdown: async (exp, safe) => (await hosted.requestShutdown(exp, safe)).clientCount,
     delete: (exp) => hosted.close(exp),
     suspend: (exp) => hosted.suspend(exp),
     resume: (exp) => hosted.resume(exp),

@@ -6,7 +6,7 @@ import { BlockBackend } from "../../block/backend.ts";
 import type { BlockNode } from "../../block/node.ts";
 import { closeListener, type Listener, openListener } from "../../io/listen.ts";
 import type { Reactor } from "../../io/reactor.ts";
-import type { ExportOpen, ListenAddress } from "../../iothread/messages.ts";
+import type { ExportOpen, ListenAddress, ShutdownReply } from "../../iothread/messages.ts";
 import { strerror } from "../../runtime/errno.ts";
 import { assert, OutportError } from "../../util/error.ts";
 import type { Log } from "../../util/log.ts";
@@ -58,12 +58,12 @@ export class VhostUserBlkService implements ExportService {
     return null;
   }
 
-  shutdown(id: string, safe: boolean): number {
+  shutdown(id: string, safe: boolean): ShutdownReply {
     const { server } = this.#find(id);
     // QSD differs: it takes the disk away from a guest that uses it.
     if (safe && server.hasClient) throw new OutportError("in-use", `Export '${id}' has a client`);
     server.stopAccepting();
-    return server.hasClient ? 1 : 0;
+    return { clientCount: server.hasClient ? 1 : 0 };
   }
 
   async close(id: string): Promise<void> {

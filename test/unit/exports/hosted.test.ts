@@ -72,7 +72,7 @@ describe("HostedExports", () => {
     const asked = hosted.requestShutdown(exp, false);
     node.iothread = there;
     await hosted.resume(exp);
-    expect(await asked).toBe(2);
+    expect(await asked).toEqual({ clientCount: 2 });
     await hosted.close(exp);
     expect(there.log).toEqual(["export-resume", "export-shutdown", "export-close"]);
     expect(hosted.find("e")).toBeUndefined();

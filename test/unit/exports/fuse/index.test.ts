@@ -163,8 +163,11 @@ describe("FuseExports", () => {
     const deletion = manager.delete("e");
     end();
     await deletion;
+    // Another one, which serves.
+    await add();
     await turn();
     expect(deleted).toEqual(["e"]);
+    expect(manager.query()).toHaveLength(1);
   });
 
   test("moves with its node", async () => {

@@ -1,6 +1,7 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import * as fuse from "../../../../src/abi/fuse.ts";
 import * as file from "../../../../src/abi/fuse-file.ts";
+import { O_RDWR } from "../../../../src/abi/linux.ts";
 import { OP_FLUSH } from "../../../../src/block/node.ts";
 import { FuseService } from "../../../../src/exports/fuse/service.ts";
 import type { Reactor } from "../../../../src/io/reactor.ts";
@@ -95,6 +96,28 @@ for (const engine of ENGINES) {
       expect(kernel.replies.has(late)).toBe(false);
       expect(events).toEqual([]);
       expect(reactor.engine.inFlight).toBe(0);
+    });
+
+    test("shutdown() is refused while a request is under way, if it is to be safe", async () => {
+      node.hold();
+      const read = kernel.send(fuse.FUSE_READ, readArgs(0, 512));
+      await turn();
+      expect(() => service.shutdown("e", true)).toThrow("Export 'e' is busy");
+      expect(service.shutdown("e", false)).toEqual({ clientCount: 1, details: "nothing" });
+      node.go();
+      expect((await kernel.reply(read)).error).toBe(0);
+      expect(service.shutdown("e", true)).toEqual({ clientCount: 0, details: "nothing" });
+      await run(() => service.close("e"));
+    });
+
+    test("shutdown() says that there may be mappings", async () => {
+      const args = fields(file.FUSE_OPEN_IN_SIZE, { [file.FUSE_OPEN_IN_FLAGS]: O_RDWR });
+      const { data } = await request(fuse.FUSE_OPEN, args);
+      expect(service.shutdown("e", true).details).toBe("mappings");
+      const handle = new DataView(data.buffer).getUint32(file.FUSE_OPEN_OUT_FH, true);
+      await request(fuse.FUSE_RELEASE, fields(24, { 0: handle }));
+      expect(service.shutdown("e", true).details).toBe("nothing");
+      await run(() => service.close("e"));
     });
 
     test("close() says when it could not flush", async () => {

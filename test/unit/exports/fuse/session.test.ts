@@ -378,43 +378,6 @@ for (const engine of ENGINES) {
       expect(rig.node.calls).toEqual([]);
     });
 
-    test("a slow request holds up no other", async () => {
-      start();
-      rig.node.data.set(PATTERN);
-      rig.node.hold();
-      const slow = rig.send(fuse.FUSE_READ, readArgs(0, 4096));
-      expect((await rig.request(fuse.FUSE_GETATTR)).error).toBe(0);
-      expect(rig.replies.size).toBe(0);
-      rig.node.go();
-      expect((await rig.reply(slow)).data).toEqual(PATTERN.subarray(0, 4096));
-    });
-
-    test("takes a bounded number of requests, and the rest when some have ended", async () => {
-      start();
-      rig.node.hold();
-      const sent = Array.from({ length: 200 }, () => rig.send(fuse.FUSE_READ, readArgs(0, 512)));
-      await rig.turns(20);
-      expect(rig.node.waitingCount).toBe(128);
-      rig.node.go();
-      for (const unique of sent) expect((await rig.reply(unique)).error).toBe(0);
-      expect(rig.isClean).toBe(true);
-    });
-
-    test("holds a part of the buffers only", async () => {
-      start();
-      rig.node.hold();
-      const { buffers } = rig.reactor;
-      const sent = Array.from({ length: 6 }, (_, i) =>
-        rig.send(fuse.FUSE_WRITE, writeArgs(i * 70_000, PATTERN)),
-      );
-      await rig.turns(20);
-      expect(buffers.bytesInUse).toBeLessThanOrEqual(buffers.bytesMax / 4);
-      expect(rig.node.waitingCount).toBeLessThan(6);
-      rig.node.go();
-      for (const unique of sent) expect((await rig.reply(unique)).error).toBe(0);
-      expect(rig.isClean).toBe(true);
-    });
-
     test("pause() lets requests end and starts none; start() goes on", async () => {
       start();
       rig.node.hold();
@@ -535,7 +498,7 @@ for (const engine of ENGINES) {
 
     test("tells the kernel of another length", async () => {
       start();
-      rig.session.resized();
+      rig.session.attributesChanged();
       await rig.turns(2);
       expect(rig.notifications.map(({ error }) => error)).toEqual([fuse.FUSE_NOTIFY_INVAL_INODE]);
       const [note] = rig.notifications;
