@@ -123,7 +123,7 @@ class Daemon {
     }
   }
 
-  /** Exports newest first, the NBD server, nodes with their data flushed, then what is main's. */
+  /** Exports newest first, jobs, the NBD server, flushed nodes, then what is main's. */
   async shutDown(code: number, why: string): Promise<void> {
     if (this.#isEnding) return;
     this.#isEnding = true;
@@ -134,6 +134,7 @@ class Daemon {
     let exitCode = code;
     const steps = [
       () => this.#parts.exports.closeAll(),
+      () => this.#parts.jobs.close(),
       () => (this.#parts.nbdServer.running ? this.#parts.nbdServer.stop() : undefined),
       () => this.#parts.fuse.close(),
       () => this.#parts.graph.closeAll(),
@@ -165,12 +166,13 @@ class Daemon {
     else this.#parts.iothreads.get(MAIN_LOOP).call("nbd-server-stop", {}).then(end, end);
   }
 
-  /** The events of the exports precede the reply, and the reply precedes the end. */
+  /** The events of exports and jobs precede the reply, and the reply precedes the end. */
   async #quit(): Promise<void> {
     this.#parts.dispatcher.close();
     const late = setTimeout(() => this.#leave(), SHUTDOWN_GRACE_MS);
     try {
       await this.#parts.exports.closeAll();
+      await this.#parts.jobs.close();
     } finally {
       clearTimeout(late);
       setTimeout(() => void this.shutDown(0, "told to quit"), 0);

@@ -17,6 +17,8 @@ import { exportTypes } from "./exports/index.ts";
 import { ExportManager } from "./exports/manager.ts";
 import { NbdServer } from "./exports/nbd/index.ts";
 import { IothreadPool } from "./iothread/pool.ts";
+import { createJob } from "./jobs/create.ts";
+import { JobTable } from "./jobs/job-table.ts";
 import { chardevObjects, chardevTypes } from "./objects/chardevs.ts";
 import { objectKinds } from "./objects/index.ts";
 import type { MonitorSettings } from "./objects/monitor-qmp.ts";
@@ -26,6 +28,7 @@ import { check } from "./qapi/check.ts";
 import type { BitmapParts } from "./qmp/commands/bitmaps.ts";
 import { blockdevOptions } from "./qmp/commands/blockdev-options.ts";
 import { allCommands, allEvents } from "./qmp/commands/index.ts";
+import type { JobParts } from "./qmp/commands/jobs.ts";
 import type { TransactionParts } from "./qmp/commands/transaction.ts";
 import { Dispatcher } from "./qmp/dispatcher.ts";
 import { EventHub } from "./qmp/events.ts";
@@ -60,6 +63,7 @@ export interface Parts {
   readonly fuse: FuseExports;
   readonly types: ReturnType<typeof exportTypes>;
   readonly exports: ExportManager;
+  readonly jobs: JobTable;
   readonly chardevs: Chardevs;
   readonly objects: ObjectRegistry;
   readonly qom: QomTree;
@@ -80,6 +84,10 @@ export function makeParts(options: PartsOptions): Parts {
   parts.iothreads = new IothreadPool({ driver, linux, engine, onCrash, logger });
   makeBlock(parts, options);
   makeExports(parts, options);
+  parts.jobs = new JobTable({
+    emit: (event, data) => parts.events.emit(event, data),
+    log: logger.for("job"),
+  });
   makeObjects(parts, options);
   parts.dispatcher = makeDispatcher(parts, options);
   return parts;
@@ -171,6 +179,8 @@ function makeDispatcher(parts: Unfinished, { quit }: PartsOptions): Dispatcher {
       resize: (options) => resizeNode(graph, options),
       setWriteThreshold: (nodeName, offset) => writeThresholds.set(nodeName, offset),
       ...bitmapParts(graph),
+      jobs: parts.jobs,
+      createImage: imageJobs(parts),
       exports,
       nbdServer,
       types,
@@ -180,6 +190,13 @@ function makeDispatcher(parts: Unfinished, { quit }: PartsOptions): Dispatcher {
       quit,
     }),
   );
+}
+
+/** Starts jobs that make images; who asked has to look at how they end. */
+function imageJobs({ graph, iothreads, jobs, fuse }: Parts): JobParts["createImage"] {
+  const parts = { graph, iothreads, drivers: blockDrivers, servedDevices: () => fuse.devices };
+  const how = { autoFinalize: true, autoDismiss: false };
+  return (id, options) => jobs.start(id, createJob(parts, options), how);
 }
 
 function bitmapParts(graph: BlockGraph): BitmapParts & TransactionParts {

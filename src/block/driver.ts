@@ -2,9 +2,11 @@
  * What a block driver is: one literal object in one file of block/drivers. Its schema and child
  * rules serve main, its open() serves an iothread.
  */
+import type { GenericSchema } from "valibot";
 import type { Reactor } from "../io/reactor.ts";
 import type { ImpliedChild, IothreadEvent, NodeOpen } from "../iothread/messages.ts";
 import type { Features, ObjectMembers } from "../qapi/types.ts";
+import type { BlockBackend } from "./backend.ts";
 import type { BlockNode } from "./node.ts";
 
 /** What open() gets. */
@@ -52,6 +54,49 @@ export interface Surroundings {
   servedDevices(): readonly number[];
 }
 
+/** An open node that a new image, or a part of it, lies on. */
+export interface ImageTarget {
+  readonly backend: BlockBackend;
+  /** How other images name it. */
+  readonly filename: string;
+}
+
+/** What ImageCreation.create() gets. */
+export interface CreateContext {
+  readonly reactor: Reactor;
+  /** Members of its branch of BlockdevCreateOptions but the nodes, checked, wire names. */
+  readonly options: Readonly<Record<string, unknown>>;
+  /** By member. */
+  readonly targets: Readonly<Record<string, ImageTarget>>;
+  /** Throws OutportError when the image is not wanted any more: before each longer step. */
+  readonly checkWanted: () => void;
+  /** Device numbers of the files that this process serves itself, by FUSE. */
+  readonly servedDevices: readonly number[];
+}
+
+/** What an image needs of a node. */
+export interface TargetPlan {
+  /** Its length, or more where it can't be less. */
+  readonly bytes: number;
+  /** What is there stays. */
+  readonly keepsData: boolean;
+}
+
+/** How a driver makes images, for blockdev-create. */
+export interface ImageCreation {
+  /** Members of its branch of BlockdevCreateOptions that are nodes. They come first. */
+  readonly nodes: readonly Pick<ChildRule, "role" | "optional">[];
+  /** The other members. `driverName`: of a member that names a driver. */
+  members(driverName: GenericSchema): ObjectMembers;
+  /** On main: checks the options; what it needs of its nodes. Throws OutportError. */
+  plan?(
+    options: Readonly<Record<string, unknown>>,
+    roles: readonly string[],
+  ): Readonly<Record<string, TargetPlan>>;
+  /** On the iothread of the nodes, which are long enough. Throws OutportError. */
+  create(context: CreateContext): Promise<void>;
+}
+
 export interface BlockDriver {
   /** Its BlockdevDriver value. */
   readonly name: string;
@@ -96,6 +141,8 @@ export interface BlockDriver {
   impliedChildren?(context: OpenContext): Promise<readonly ImpliedChild[]>;
   /** Name of the node down to which the links of its chain must stay; bind() has found it. */
   chainBottom?(options: Readonly<Record<string, unknown>>): string | undefined;
+  /** Missing: it makes no images. */
+  readonly creation?: ImageCreation;
   /** Throws OutportError in QSD's words; leaves nothing behind then. */
   open(context: OpenContext): Promise<BlockNode>;
 }

@@ -199,6 +199,46 @@ export class BlockGraph {
     return use;
   }
 
+  /**
+   * The same of a node by its name, or of one that is opened for this and closed after it.
+   * `reference`: else BlockdevOptions, checked. `beside`: where it must come to live.
+   */
+  async attachReference(
+    reference: string | Wire,
+    permissions: Permissions,
+    beside: GraphNode | null,
+  ): Promise<RootUse> {
+    const place = beside?.iothread ?? this.#iothreads.get(MAIN_LOOP);
+    let use: RootUse | undefined;
+    await this.#placed(async (placement) => {
+      const node = await this.#referred(reference, placement, place);
+      if (beside !== null) await placement.join(beside, node);
+      try {
+        use = await this.attachRoot(node, permissions);
+      } catch (error) {
+        await rollBack([() => this.#nodes.closeUnused(node)]);
+        throw error;
+      }
+    });
+    return use!;
+  }
+
+  async #referred(
+    reference: string | Wire,
+    placement: Placement,
+    place: Iothread,
+  ): Promise<GraphNode> {
+    if (typeof reference !== "string") {
+      const plan = planNode(this.#drivers, reference);
+      const iothread = await placement.gather(this.#nodes.references(plan), place);
+      return this.#nodes.open(plan, iothread);
+    }
+    const node = this.find(reference);
+    if (node !== undefined) return node;
+    const message = `Cannot find device='${reference}' nor node-name='${reference}'`;
+    throw new OutportError("not-found", message);
+  }
+
   /** Other permissions for a user. Throws OutportError, and nothing has changed. */
   async changeRoot(use: RootUse, permissions: Permissions): Promise<void> {
     const before = use.permissions;

@@ -69,9 +69,9 @@ export function serveResizeRequests(graph: BlockGraph, iothreads: Iothreads): vo
 
 /**
  * Nodes above follow, and so do nodes below with what else stands on them. `atLeast`: only if it
- * grows.
+ * grows. In a drained section, by somebody with the permission. Throws OutportError.
  */
-async function truncate(node: GraphNode, bytes: number, atLeast = false): Promise<void> {
+export async function truncate(node: GraphNode, bytes: number, atLeast = false): Promise<void> {
   const { nodeName, iothread } = node;
   const connected = connectedNodes(node).reverse();
   const names = connected.map((one) => one.nodeName);

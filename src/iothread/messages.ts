@@ -82,6 +82,18 @@ export interface NodesReopen {
   readonly connected: readonly string[];
 }
 
+/** Of blockdev-create. */
+export interface ImageCreate {
+  readonly jobId: string;
+  readonly driver: string;
+  /** Members of BlockdevCreateOptions but the nodes, checked, wire names. */
+  readonly options: Readonly<Record<string, unknown>>;
+  /** By member, what the image is made on; long enough. */
+  readonly targets: Readonly<Record<string, { nodeName: string; filename: string }>>;
+  /** See CreateContext. */
+  readonly servedDevices: readonly number[];
+}
+
 export interface NodeTruncate {
   readonly nodeName: string;
   readonly bytes: number;
@@ -231,6 +243,10 @@ export interface IothreadCalls {
   "node-truncate": [NodeTruncate, readonly NodeInfo[]];
   /** The answer to an event "node-resize": 0 or -errno. */
   "node-resized": [{ request: number; result: number }, null];
+  /** Fails when it was cancelled meanwhile. */
+  "image-create": [ImageCreate, null];
+  /** After "image-create", which may have ended. */
+  "image-create-cancel": [{ jobId: string }, null];
   /** `offset` 0: none. */
   "node-write-threshold": [{ nodeName: string; offset: number }, null];
   /** For a node that moves: nobody uses it. */

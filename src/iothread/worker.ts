@@ -6,6 +6,7 @@
 import { BitmapService } from "../bitmaps/service.ts";
 import { Drains } from "../block/drains.ts";
 import { blockDrivers } from "../block/drivers/index.ts";
+import { ImageCreations } from "../block/image-creations.ts";
 import type { BlockNode } from "../block/node.ts";
 import { NodeControl } from "../block/node-control.ts";
 import { infoOf, NodeTable } from "../block/nodes.ts";
@@ -59,6 +60,8 @@ export async function runIothread(driver: ThreadDriver, start: ThreadStart): Pro
     infoOf,
     send,
   });
+  const getNode = (nodeName: string) => nodes.get(nodeName);
+  const creations = new ImageCreations({ reactor, drivers: blockDrivers, getNode });
   const bitmaps = new BitmapService({ findNode: (nodeName) => nodes.find(nodeName) });
   const drains = new Drains({ reactor, findNode: (nodeName) => nodes.find(nodeName) });
   const findNode = (nodeName: string) => nodes.get(nodeName);
@@ -69,6 +72,7 @@ export async function runIothread(driver: ThreadDriver, start: ThreadStart): Pro
     ...drains.calls,
     ...resizes.calls,
     ...control.calls,
+    ...creations.calls,
     ...bitmaps.calls,
     ...exports.calls,
     ...nbd.calls,

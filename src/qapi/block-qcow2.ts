@@ -1,4 +1,5 @@
 /** What queries tell of a qcow2 image. Pure. Spec: qapi/block-core.json ImageInfoSpecificQCow2 */
+import { cipherAlgorithm, cipherMode, hashAlgorithm, ivGenAlgorithm } from "./crypto.ts";
 import {
   arrayOf,
   bool,
@@ -11,32 +12,6 @@ import {
   uint32,
   union,
 } from "./scalars.ts";
-
-const cipherAlgorithm = enumeration("QCryptoCipherAlgo", [
-  "aes-128",
-  "aes-192",
-  "aes-256",
-  "des",
-  "3des",
-  "cast5-128",
-  "serpent-128",
-  "serpent-192",
-  "serpent-256",
-  "twofish-128",
-  "twofish-192",
-  "twofish-256",
-  "sm4",
-]);
-const hashAlgorithm = enumeration("QCryptoHashAlgo", [
-  "md5",
-  "sha1",
-  "sha224",
-  "sha256",
-  "sha384",
-  "sha512",
-  "ripemd160",
-  "sm3",
-]);
 
 const luksSlot = object("QCryptoBlockInfoLUKSSlot", {
   active: doc(bool, "A key is in it"),
@@ -51,14 +26,8 @@ const encryption = union("ImageInfoSpecificQCow2Encryption", {
   branches: {
     luks: {
       "cipher-alg": doc(cipherAlgorithm, "Cipher"),
-      "cipher-mode": doc(
-        enumeration("QCryptoCipherMode", ["ecb", "cbc", "xts", "ctr"]),
-        "Mode of the cipher",
-      ),
-      "ivgen-alg": doc(
-        enumeration("QCryptoIVGenAlgo", ["plain", "plain64", "essiv"]),
-        "How initialisation vectors are made",
-      ),
+      "cipher-mode": doc(cipherMode, "Mode of the cipher"),
+      "ivgen-alg": doc(ivGenAlgorithm, "How initialisation vectors are made"),
       "ivgen-hash-alg": optional(hashAlgorithm, "Hash that makes them"),
       "hash-alg": doc(hashAlgorithm, "Hash of the master key"),
       "detached-header": doc(bool, "The header lies elsewhere"),

@@ -1,13 +1,14 @@
 /**
  * Makes test/unit/abi/{linux,syscalls}.json: what the C headers of Linux say about each name that
- * src/abi/{linux,linux-mount,linux-socket,syscalls}.ts exports. Run where there is a C compiler,
- * with `bun test/support/abi-generate.ts`; the tests only read its result.
+ * src/abi/{linux,linux-attributes,linux-mount,linux-socket,syscalls}.ts exports. Run where there
+ * is a C compiler, with `bun test/support/abi-generate.ts`; the tests only read its result.
  */
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import * as linux from "../../src/abi/linux.ts";
+import * as attributes from "../../src/abi/linux-attributes.ts";
 import * as mount from "../../src/abi/linux-mount.ts";
 import * as socket from "../../src/abi/linux-socket.ts";
 import { SYSCALLS } from "../../src/abi/syscalls.ts";
@@ -36,6 +37,7 @@ const EXPRESSIONS: Readonly<Record<string, string>> = {
     DIO_MEM_ALIGN: "stx_dio_mem_align",
     DIO_OFFSET_ALIGN: "stx_dio_offset_align",
   }),
+  ...struct("FSXATTR", "struct fsxattr", { XFLAGS: "fsx_xflags", EXTSIZE: "fsx_extsize" }),
   ...struct("FLOCK", "struct flock", {
     TYPE: "l_type",
     WHENCE: "l_whence",
@@ -89,7 +91,7 @@ function struct(
 }
 
 /** Names of the machine that this does not run on can't be asked for. */
-const names = Object.entries({ ...linux, ...mount, ...socket })
+const names = Object.entries({ ...linux, ...attributes, ...mount, ...socket })
   .filter(([name, value]) => typeof value === "number" && !name.startsWith("ARM64_"))
   .map(([name]) => name);
 

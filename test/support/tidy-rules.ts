@@ -23,7 +23,7 @@ const LAYERS: readonly { layer: number; path: RegExp }[] = [
   { layer: 6, path: /^src\/(main|parts|iothread\/worker)\.ts$/ },
   { layer: 5, path: /^src\/(cli|http)\// },
   { layer: 4, path: /^src\/qmp\// },
-  { layer: 2, path: /^src\/(exports\/(?!index)[^/]+|objects\/registry|jobs\/job)\.ts$/ },
+  { layer: 2, path: /^src\/(exports\/(?!index)[^/]+|objects\/registry|jobs\/job(-\w+)?)\.ts$/ },
   { layer: 3, path: /^src\/(block\/drivers|exports|jobs|objects)\/(?<plugin>[^/]+)/ },
   { layer: 2, path: /^src\/(block|chardev|virtio|bitmaps)\// },
   { layer: 1, path: /^src\/(io|iothread|qapi)\// },

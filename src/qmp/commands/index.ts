@@ -9,6 +9,7 @@ import { type ChardevCommands, chardevCommands } from "./chardev.ts";
 import { type ExportParts, exportCommands, exportEvents } from "./export.ts";
 import { type GraphParts, graphCommands } from "./graph.ts";
 import { introspectCommands } from "./introspect.ts";
+import { type JobParts, jobCommands, jobEvents } from "./jobs.ts";
 import { miscCommands } from "./misc.ts";
 import { objectCommands } from "./object.ts";
 import { qomCommands } from "./qom.ts";
@@ -20,6 +21,7 @@ export interface CommandParts
     ExportParts,
     GraphParts,
     BitmapParts,
+    JobParts,
     TransactionParts {
   readonly graph: BlockParts["graph"] & GraphParts["graph"];
   readonly objects: ObjectRegistry;
@@ -29,7 +31,7 @@ export interface CommandParts
   readonly quit: () => Promise<void>;
 }
 
-export const allEvents = [...exportEvents, ...blockNodeEvents] as const;
+export const allEvents = [...exportEvents, ...blockNodeEvents, ...jobEvents] as const;
 /** What EventHub.emit() takes: data by name of the event. */
 export type Events = EventMap<typeof allEvents>;
 
@@ -41,6 +43,7 @@ export function allCommands(parts: CommandParts): readonly AnyCommand[] {
     ...graphCommands(parts),
     ...bitmapCommands(parts),
     ...transactionCommands(parts),
+    ...jobCommands(parts),
     ...exportCommands(parts),
     ...objectCommands(parts.objects),
     ...introspectCommands({ commands: () => commands, events: allEvents }),

@@ -6,6 +6,7 @@ import { blockScenes } from "./scenes/block.ts";
 import { checkScenes } from "./scenes/checks.ts";
 import { exploredScenes } from "./scenes/explored.ts";
 import { exportScenes } from "./scenes/exports.ts";
+import { jobScenes } from "./scenes/jobs.ts";
 import { monitorScenes } from "./scenes/monitor.ts";
 import { objectScenes } from "./scenes/objects.ts";
 import type { Scene } from "./script.ts";
@@ -17,6 +18,7 @@ export const scenes: readonly Scene[] = [
   ...exportScenes,
   ...objectScenes,
   ...bitmapScenes,
+  ...jobScenes,
   ...exploredScenes,
 ];
 export { commandLines };

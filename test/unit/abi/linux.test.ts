@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import * as linux from "../../../src/abi/linux.ts";
+import * as attributes from "../../../src/abi/linux-attributes.ts";
 import * as mount from "../../../src/abi/linux-mount.ts";
 import * as socket from "../../../src/abi/linux-socket.ts";
 import { SYSCALLS } from "../../../src/abi/syscalls.ts";
@@ -7,8 +8,8 @@ import headers from "./linux.json" with { type: "json" };
 import syscalls from "./syscalls.json" with { type: "json" };
 
 describe("abi", () => {
-  test("linux.ts, linux-mount.ts and linux-socket.ts have the values of the C headers", () => {
-    const ours = Object.entries<unknown>({ ...linux, ...mount, ...socket }).filter(
+  test("linux*.ts have the values of the C headers", () => {
+    const ours = Object.entries<unknown>({ ...linux, ...attributes, ...mount, ...socket }).filter(
       ([name, value]) => typeof value === "number" && !name.startsWith("ARM64_"),
     );
     expect(Object.fromEntries(ours)).toEqual(headers);

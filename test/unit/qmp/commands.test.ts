@@ -57,6 +57,8 @@ function setUp() {
     runSteps: async (steps) => {
       for (const step of steps) await step();
     },
+    jobs: { query: () => [], apply: (verb, id) => void log.push([verb, id]) },
+    createImage: (id, options) => void log.push(["createImage", id, options]),
     exports: {
       add: record("add"),
       delete: record("delete"),

@@ -7,6 +7,7 @@ import { OutportError } from "../../../util/error.ts";
 import type { BlockDriver, OpenContext } from "../../driver.ts";
 import { canLock } from "../../locks.ts";
 import { fileLimits } from "./alignment.ts";
+import { fileCreation } from "./create.ts";
 import { deviceLimits } from "./device-limits.ts";
 import {
   type FileDriver,
@@ -57,7 +58,7 @@ function fileDriver(name: FileDriver): BlockDriver {
   };
 }
 
-export const file = fileDriver("file");
+export const file: BlockDriver = { ...fileDriver("file"), creation: fileCreation };
 export const hostDevice = fileDriver("host_device");
 
 async function openFile(driver: FileDriver, context: OpenContext): Promise<FileNode> {

@@ -6,6 +6,7 @@
  */
 import type { BlockDriver, OpenContext, Permissions } from "../../driver.ts";
 import { PERM_CONSISTENT_READ, PERM_RESIZE, PERM_WRITE, PERM_WRITE_UNCHANGED } from "../../node.ts";
+import { qcow2Creation } from "./create.ts";
 import { impliedChildren } from "./implied.ts";
 import { Qcow2Node } from "./node.ts";
 import { openImage } from "./open.ts";
@@ -26,6 +27,7 @@ export const qcow2: BlockDriver = {
     return role === "file" ? filePermissions(of, writable) : dataFilePermissions(of);
   },
   impliedChildren,
+  creation: qcow2Creation,
   async open(context: OpenContext) {
     return new Qcow2Node(await openImage(context));
   },
