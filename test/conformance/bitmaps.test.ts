@@ -111,7 +111,9 @@ async function changeSomething(qmp: Qmp, names: readonly string[], random: Rando
 
 /** What clients are told of each bitmap. */
 async function maps(qmp: Qmp, socket: string): Promise<unknown[]> {
-  await qmp.execute("block-export-del", { id: "e0" });
+  const deleted = qmp.event("BLOCK_EXPORT_DELETED");
+  await qmp.execute("block-export-del", { id: "e0", mode: "hard" });
+  await deleted;
   const names = GRANULARITIES.map((granularity) => `g${granularity}`);
   await qmp.execute("block-export-add", {
     ...{ type: "nbd", id: "maps", "node-name": "filter", name: "maps", writable: true },

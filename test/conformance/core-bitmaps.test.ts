@@ -105,7 +105,13 @@ const exportMap = (more: object = {}) =>
     ...{ type: "nbd", id: "map", "node-name": "disk", name: "map" },
     ...more,
   });
-const deleteMap = () => disk.qmp.execute("block-export-del", { id: "map" });
+/** A client that has left may still be known: hard. */
+async function deleteExport(id: string): Promise<void> {
+  const deleted = disk.qmp.event("BLOCK_EXPORT_DELETED", (data) => data.id === id);
+  await disk.qmp.execute("block-export-del", { id, mode: "hard" });
+  await deleted;
+}
+const deleteMap = () => deleteExport("map");
 
 describe("writes", () => {
   test("mark bitmaps of every node that they go through, and of no other", async () => {
@@ -379,7 +385,7 @@ describe("bitmaps", () => {
     const client = await disk.open();
     await client.write(BYTES - 4096, pattern(4096));
     await client.disconnect();
-    await disk.qmp.execute("block-export-del", { id: "e0" });
+    await deleteExport("e0");
     const resize = (size: number) =>
       disk.qmp.execute("block_resize", { "node-name": "disk", size });
     await resize(BYTES - 2048);
