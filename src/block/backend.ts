@@ -137,7 +137,8 @@ export class BlockBackend implements RequestCarrier {
   findCached(offset: number, bytes: number, out: Resolution): boolean {
     const { node, reactor } = this;
     if (this.#drains > 0 || node.limits.requestAlignment > 1) return false;
-    if (offset + bytes > node.bytes) return false;
+    // What is sent from there is the file's until the peer has it.
+    if (offset + bytes > node.bytes || this.#requests.moverCount > 0) return false;
     if (node.resolve(OP_READ, offset, bytes, out) !== MAPPED || out.bytes < bytes) return false;
     const status = reactor.linux.cachestat(out.fd, out.offset, bytes);
     if (typeof status === "number") return false;

@@ -48,6 +48,11 @@ export class RequestTable {
   readonly startNs: Float64Array;
   /** How many requests have had the slot, modulo 2^32. */
   readonly serial: Uint32Array;
+  /**
+   * How many of this thread may put other data where a request found its own. Who goes to a place
+   * without a slot, or later than its end, must not while there are any.
+   */
+  moverCount = 0;
   #free: Int32Array;
   #freeCount: number;
   #waiters: (() => void)[] = [];

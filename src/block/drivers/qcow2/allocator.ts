@@ -15,7 +15,7 @@ import { RequestFence } from "../../request-fence.ts";
 import { hex } from "./hex.ts";
 import type { ImageFile } from "./image-file.ts";
 import type { Layout } from "./layout.ts";
-import type { RefcountBlock, Refcounts } from "./refcounts.ts";
+import { RefcountBlock, type Refcounts } from "./refcounts.ts";
 
 /** What is appended to the file beyond need, so that not each allocation makes it longer. */
 const GROWTH_BYTES = 64 * 1024 * 1024;
@@ -57,7 +57,11 @@ export interface AllocatorParts {
   /** A refcount block at this place, from now on. */
   readonly onBlock: (offset: number) => void;
   /** Writes a longer refcount table to a place that is free, and has the header point there. */
-  readonly moveTable: (offset: number, clusters: number) => Promise<number>;
+  readonly moveTable: (
+    offset: number,
+    clusters: number,
+    blocks: readonly RefcountBlock[],
+  ) => Promise<number>;
   /** See MetadataWriter.exclusive(). */
   readonly exclusive: (task: () => Promise<number>) => Promise<number>;
   readonly passesDiscard: (reason: FreeReason) => boolean;
@@ -98,6 +102,11 @@ export class Allocator {
   /** Clusters that wait to be free. */
   get freedCount(): number {
     return this.#freed.reduce((sum, { count }) => sum + count, 0);
+  }
+
+  /** What lies behind is cut off in the end. */
+  get usedEnd(): number {
+    return this.#usedEnd;
   }
 
   get hasFreed(): boolean {
@@ -244,10 +253,13 @@ export class Allocator {
     const offset = cluster * this.#clusterBytes;
     const result = this.#parts.checkUse(offset, this.#clusterBytes);
     if (result < 0) return result;
+    // Without room for it, there must be none: it could never be written.
+    const length = await this.lengthen(offset + this.#clusterBytes);
+    if (length < 0 || refcounts.has(blockIndex)) return length;
     const block = refcounts.addBlock(blockIndex, offset);
     refcounts.set(block, cluster % this.#parts.layout.refcountBlockEntries, 1);
     this.#parts.onBlock(offset);
-    return this.lengthen(offset + this.#clusterBytes);
+    return 0;
   }
 
   /**
@@ -271,15 +283,16 @@ export class Allocator {
     if (result < 0) return result;
     const length = await this.lengthen(end);
     if (length < 0) return length;
-    refcounts.growTable(clusters * perCluster);
+    const grown: RefcountBlock[] = [];
     for (let i = 0; i < blocks; i++) {
       const blockOffset = offset + i * this.#clusterBytes;
-      const block = refcounts.addBlock(before + i, blockOffset);
-      this.#parts.onBlock(blockOffset);
+      const bytes = new Uint8Array(this.#clusterBytes);
+      const block = new RefcountBlock(before + i, blockOffset, bytes);
       const described = Math.min(entries, blocks + clusters - i * entries);
-      for (let entry = 0; entry < described; entry++) refcounts.set(block, entry, 1);
+      for (let entry = 0; entry < described; entry++) refcounts.fill(block, entry, 1);
+      grown.push(block);
     }
-    return this.#parts.moveTable(offset + blocks * this.#clusterBytes, clusters);
+    return this.#parts.moveTable(offset + blocks * this.#clusterBytes, clusters, grown);
   }
 
   /** Nothing in memory refers to these clusters any more. */

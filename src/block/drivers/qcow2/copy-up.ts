@@ -16,10 +16,21 @@ const COPY_BYTES = 256 * 1024;
 
 /** Allocates what is not, with what the backing file has there. 0 or -errno. */
 export function copyUpGuest(image: Image, offset: number, bytes: number): Promise<number> {
-  return changeGuest(image, offset, bytes, (change) => copyUpInSlice(image, change));
+  const { memory } = image.reactor;
+  // First the buffer: who has one may wait for clusters, not the other way round.
+  return image.partPlaces.withBuffer(COPY_BYTES, (at) =>
+    changeGuest(image, offset, bytes, (change) =>
+      copyUpInSlice(image, change, memory.address + at),
+    ),
+  );
 }
 
-async function copyUpInSlice(image: Image, { slice, offset, bytes }: Change): Promise<number> {
+/** `buffer`: address of COPY_BYTES. */
+async function copyUpInSlice(
+  image: Image,
+  { slice, offset, bytes }: Change,
+  buffer: number,
+): Promise<number> {
   const { reactor, layout } = image;
   const mapping = newMapping();
   const end = Math.min(
@@ -27,8 +38,6 @@ async function copyUpInSlice(image: Image, { slice, offset, bytes }: Change): Pr
     roundUp(image.header.bytes, 512),
   );
   let at = offset - (offset % layout.clusterBytes);
-  const bufferAt = await reactor.allocate(COPY_BYTES);
-  const buffer = reactor.memory.address + bufferAt;
   let result = 0;
   while (at < end && result === 0) {
     const kind = image.map.lookup(at, Math.min(end - at, COPY_BYTES), mapping);
@@ -46,6 +55,5 @@ async function copyUpInSlice(image: Image, { slice, offset, bytes }: Change): Pr
     }
     at += part;
   }
-  reactor.buffers.free(bufferAt);
   return result;
 }

@@ -53,17 +53,18 @@ async function zeroPart(
 
 async function byHand(image: Image, offset: number, bytes: number, flags: number): Promise<number> {
   if ((flags & REQ_NO_FALLBACK) !== 0) return -ENOTSUP;
-  const { reactor } = image;
-  const at = await reactor.allocate(Math.min(bytes, ZEROES_BYTES));
-  const address = reactor.memory.address + at;
-  reactor.memory.zero(address, Math.min(bytes, ZEROES_BYTES));
-  let result = 0;
-  for (let done = 0; done < bytes && result === 0; done += ZEROES_BYTES) {
-    const part = Math.min(bytes - done, ZEROES_BYTES);
-    result = await writeGuest(image, offset + done, part, address);
-  }
-  reactor.buffers.free(at);
-  return result;
+  const { memory } = image.reactor;
+  const partBytes = Math.min(bytes, ZEROES_BYTES);
+  return image.partPlaces.withBuffer(partBytes, async (at) => {
+    const address = memory.address + at;
+    memory.zero(address, partBytes);
+    let result = 0;
+    for (let done = 0; done < bytes && result === 0; done += ZEROES_BYTES) {
+      const part = Math.min(bytes - done, ZEROES_BYTES);
+      result = await writeGuest(image, offset + done, part, address);
+    }
+    return result;
+  });
 }
 
 async function zeroWhole(
@@ -109,8 +110,10 @@ async function discardWhole(image: Image, offset: number, bytes: number): Promis
     at += part;
   }
   if (dataFile === null || !settings.passDiscardRequest) return 0;
-  if (layout.isDataFileRaw) return dataFile.writeZeroes(offset, bytes, REQ_MAY_UNMAP);
-  return dataFile.discard(offset, bytes);
+  if (!layout.isDataFileRaw) return dataFile.discard(offset, bytes);
+  // Behind its end there are zeroes.
+  const inside = Math.min(bytes, dataFile.node.bytes - offset);
+  return inside <= 0 ? 0 : dataFile.writeZeroes(offset, inside, REQ_MAY_UNMAP);
 }
 
 async function discardInSlice(image: Image, { slice, offset, bytes }: Change): Promise<number> {

@@ -19,11 +19,15 @@ import { ClusterMap } from "./mapping.ts";
 import { METADATA_NAMES, MetadataMap } from "./metadata-map.ts";
 import { MetadataWriter } from "./metadata-writer.ts";
 import type { Qcow2Settings } from "./options.ts";
-import type { Refcounts } from "./refcounts.ts";
+import { Places } from "./places.ts";
+import type { RefcountBlock, Refcounts } from "./refcounts.ts";
 import type { Snapshot } from "./snapshots.ts";
 
 /** What is given up is free again so long afterwards, at the latest. */
 const TIDY_DELAY_NS = 1_000_000_000;
+/** Of at most 256 KiB each. */
+const PART_PLACES = 8;
+const COPY_PLACES = 16;
 
 export interface ImageParts {
   readonly context: OpenContext;
@@ -59,6 +63,10 @@ export class Image {
   readonly writer: MetadataWriter;
   readonly loader: L2Loader;
   readonly locks: GuestLocks;
+  /** For who writes zeroes, or what comes from below; taken before clusters are locked. */
+  readonly partPlaces: Places;
+  /** For who copies what a write does not cover; taken by who has locked them. */
+  readonly copyPlaces: Places;
   readonly snapshots: readonly Snapshot[];
   /** Found to be corrupt while it could be written: nothing is done with it any more. */
   isBroken = false;
@@ -70,6 +78,8 @@ export class Image {
   /** Writing the mark that says so. */
   #marking: Promise<void> = Promise.resolve();
   #isClosed = false;
+  /** Clusters that are given up become others'. */
+  #isMover: boolean;
 
   constructor(parts: ImageParts) {
     const { context, file, layout, header, tables, refcounts, dataFile, settings } = parts;
@@ -88,6 +98,8 @@ export class Image {
     this.map = new ClusterMap(tables);
     this.metadata = new MetadataMap(layout.clusterBytes, settings.overlapChecks);
     this.locks = new GuestLocks(context.reactor);
+    this.partPlaces = new Places(context.reactor, PART_PLACES);
+    this.copyPlaces = new Places(context.reactor, COPY_PLACES);
     this.allocator = new Allocator({
       reactor: context.reactor,
       file,
@@ -96,7 +108,7 @@ export class Image {
       checkUse: (offset, bytes) => this.checkUse(offset, bytes),
       isMetadata: (offset) => this.metadata.has(offset),
       onBlock: (offset) => this.metadata.add("refcount-block", offset, layout.clusterBytes),
-      moveTable: (offset, clusters) => this.#moveRefcountTable(offset, clusters),
+      moveTable: (...table) => this.#moveRefcountTable(...table),
       exclusive: (task) => this.writer.exclusive(task),
       passesDiscard: (reason) => {
         if (reason === "request") return this.settings.passDiscardRequest;
@@ -121,6 +133,8 @@ export class Image {
     this.loader = new L2Loader(this);
     this.#mapMetadata();
     this.#cleanLater();
+    this.#isMover = !context.readOnly && context.active !== false;
+    if (this.#isMover) this.reactor.requests.moverCount++;
   }
 
   /** Where guest data lies. */
@@ -260,6 +274,7 @@ export class Image {
 
   /** Another one took over; all of it is on the disk. */
   abandon(): void {
+    if (this.#isMover && !this.#isClosed) this.reactor.requests.moverCount--;
     this.#isClosed = true;
     if (this.#cleaning !== null) this.reactor.timers.clear(this.#cleaning);
   }
@@ -269,39 +284,63 @@ export class Image {
     if (this.isBroken || this.context.readOnly || this.context.active === false) return 0;
     const result = await this.writer.commitAll();
     if (result < 0) return result;
+    await this.allocator.trimFile();
     return this.setIncompatible(abi.QCOW2_INCOMPAT_DIRTY, false);
   }
 
+  /**
+   * Has the header name another table, on the disk when it returns. 0 or -errno: it names the one
+   * of `before` then, or nothing is written any more.
+   */
+  async replaceTable(at: number, before: Uint8Array, after: Uint8Array): Promise<number> {
+    const { file, context } = this;
+    let result = await file.writeBytes(at, after);
+    if (result === 0) result = await file.flush();
+    if (result === 0) return 0;
+    // It may be there nevertheless.
+    if ((await file.writeBytes(at, before)) < 0) {
+      this.isBroken = true;
+      context.log(`qcow2: The header of node '${context.nodeName}' could not be written`);
+    }
+    return result;
+  }
+
   /** First the blocks, then the table that points to them, then the header that points to it. */
-  async #moveRefcountTable(offset: number, clusters: number): Promise<number> {
+  async #moveRefcountTable(
+    offset: number,
+    clusters: number,
+    blocks: readonly RefcountBlock[],
+  ): Promise<number> {
     const { refcounts, header, layout, file, metadata } = this;
-    const written = [...refcounts.fresh];
-    for (const block of written) {
-      const result = await file.writeBytes(block.offset, block.bytes.slice());
+    for (const block of blocks) {
+      const result = await file.writeBytes(block.offset, block.bytes);
       if (result < 0) return result;
     }
     const table = new Uint8Array(clusters * layout.clusterBytes);
     const view = viewOf(table);
     for (const [i, at] of refcounts.table.entries()) setU64(view, i * abi.ENTRY_BYTES, at);
-    // Blocks that came meanwhile are not on the disk yet: their entries follow them.
-    for (const block of refcounts.fresh) {
-      if (!written.includes(block)) setU64(view, block.index * abi.ENTRY_BYTES, 0);
-    }
+    // Blocks that are not on the disk yet: their entries follow them.
+    for (const { index } of refcounts.fresh) setU64(view, index * abi.ENTRY_BYTES, 0);
+    for (const block of blocks) setU64(view, block.index * abi.ENTRY_BYTES, block.offset);
     let result = await file.writeBytes(offset, table);
     if (result === 0) result = await file.flush();
     if (result < 0) return result;
-    const bytes = new Uint8Array(12);
-    setU64(viewOf(bytes), 0, offset);
-    viewOf(bytes).setUint32(8, clusters);
-    result = await file.writeBytes(abi.HEADER_REFCOUNT_TABLE_OFFSET, bytes);
-    if (result === 0) result = await file.flush();
-    if (result < 0) return result;
     const before = { offset: header.refcountTableOffset, clusters: header.refcountTableClusters };
+    const fieldOf = (place: { offset: number; clusters: number }): Uint8Array => {
+      const bytes = new Uint8Array(12);
+      setU64(viewOf(bytes), 0, place.offset);
+      viewOf(bytes).setUint32(8, place.clusters);
+      return bytes;
+    };
+    const at = abi.HEADER_REFCOUNT_TABLE_OFFSET;
+    result = await this.replaceTable(at, fieldOf(before), fieldOf({ offset, clusters }));
+    if (result < 0) return result;
     header.refcountTableOffset = offset;
     header.refcountTableClusters = clusters;
+    refcounts.growTable(table.length / abi.ENTRY_BYTES, blocks);
+    for (const block of blocks) metadata.add("refcount-block", block.offset, layout.clusterBytes);
     metadata.remove(before.offset, before.clusters * layout.clusterBytes);
     metadata.add("refcount-table", offset, clusters * layout.clusterBytes);
-    for (const block of written) refcounts.fresh.delete(block);
     this.allocator.free(before.offset, before.clusters, "other");
     return 0;
   }

@@ -175,7 +175,9 @@ export class MetadataWriter {
     const bytes = block.bytes.slice(from, to);
     // Changes from here on are for the next time.
     refcounts.markClean(block);
+    block.isBeingWritten = true;
     const result = await file.writeBytes(block.offset + from, bytes);
+    block.isBeingWritten = false;
     if (result < 0) refcounts.markDirty(block, from, to);
     return result;
   }

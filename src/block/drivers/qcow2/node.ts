@@ -127,7 +127,10 @@ export class Qcow2Node implements BlockNode {
     const { host } = mapping;
     const { node } = image.data;
     if (host + run > node.bytes) return SLOW;
-    if (image.dataFile === null && image.metadata.overlapOf(host, run) !== null) return SLOW;
+    if (image.dataFile === null) {
+      if (host + run > image.allocator.usedEnd) return SLOW;
+      if (image.metadata.overlapOf(host, run) !== null) return SLOW;
+    }
     // Blocks that hold something else, too, are read, changed and written back.
     if (node.limits.requestAlignment > image.layout.subclusterBytes) return SLOW;
     return node.resolve(OP_WRITE, host, run, out);
@@ -239,8 +242,6 @@ export class Qcow2Node implements BlockNode {
     const result = await this.#image.close();
     if (result < 0) {
       this.#context.log(`Could not write the metadata of node '${this.nodeName}'`);
-    } else if (!this.#context.readOnly) {
-      await this.#image.allocator.trimFile();
     }
   }
 }

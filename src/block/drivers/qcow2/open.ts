@@ -56,7 +56,13 @@ export async function openImage(context: OpenContext): Promise<Image> {
   const tables = new L2Tables({ layout, l1, sliceBytes, slicesMax });
   const parts = { file, dataFile, backing, header, extras, layout, settings, tables, refcounts };
   const image = new Image({ context, ...parts, snapshots });
-  if (!context.readOnly && context.active !== false) await prepareForWriting(image);
+  if (context.readOnly || context.active === false) return image;
+  try {
+    await prepareForWriting(image);
+  } catch (error) {
+    image.abandon();
+    throw error;
+  }
   return image;
 }
 

@@ -20,6 +20,8 @@ export class RefcountBlock {
   /** Bytes changed since they were last written: [from, to). */
   dirtyFrom = Number.POSITIVE_INFINITY;
   dirtyTo = 0;
+  /** It is on its way to the disk, which does not have it yet. */
+  isBeingWritten = false;
 
   constructor(index: number, offset: number, bytes: Uint8Array) {
     this.index = index;
@@ -95,7 +97,7 @@ export class Refcounts {
   #add(block: RefcountBlock): void {
     if (this.#blocks.size >= this.blocksMax) {
       for (const other of this.#blocks.values()) {
-        if (this.dirty.has(other)) continue;
+        if (this.dirty.has(other) || other.isBeingWritten) continue;
         this.#blocks.delete(other.index);
         break;
       }
@@ -114,11 +116,15 @@ export class Refcounts {
     return block;
   }
 
-  /** A longer table, its additional entries empty. */
-  growTable(entries: number): void {
+  /** A longer table, with `blocks`: both are on the disk. */
+  growTable(entries: number, blocks: readonly RefcountBlock[]): void {
     const table = new Float64Array(entries);
     table.set(this.#table);
     this.#table = table;
+    for (const block of blocks) {
+      table[block.index] = block.offset;
+      this.#add(block);
+    }
   }
 
   get(block: RefcountBlock, entry: number): number {
@@ -141,6 +147,13 @@ export class Refcounts {
 
   /** `value` fits. */
   set(block: RefcountBlock, entry: number, value: number): void {
+    this.fill(block, entry, value);
+    const at = (entry * this.layout.refcountBits) >>> 3;
+    this.markDirty(block, at, at + Math.max(this.layout.refcountBits >>> 3, 1));
+  }
+
+  /** The same in a block that is not one of these yet. */
+  fill(block: RefcountBlock, entry: number, value: number): void {
     const { refcountBits, refcountMax } = this.layout;
     assert(value >= 0 && value <= refcountMax, "a refcount fits its entry");
     const bit = entry * refcountBits;
@@ -163,7 +176,6 @@ export class Refcounts {
         block.bytes[at] = (block.bytes[at]! & ~mask) | (value << (bit & 7));
       }
     }
-    this.markDirty(block, at, at + Math.max(refcountBits >>> 3, 1));
   }
 
   /** Of any cluster: -errno where its block can't be read. May suspend. */
@@ -180,6 +192,8 @@ export class Refcounts {
     block.dirtyFrom = Math.min(block.dirtyFrom, from);
     block.dirtyTo = Math.max(block.dirtyTo, to);
     this.dirty.add(block);
+    // It may have had to make room while its user waited for it.
+    this.#blocks.set(block.index, block);
   }
 
   /** It is written, as it was when that began: nothing has changed meanwhile. */

@@ -109,11 +109,14 @@ async function moveL1(image: Image, size: number, place: Allocation): Promise<nu
   if (result === 0) result = await writer.writeRefcounts();
   if (result === 0) result = await file.flush();
   if (result < 0) return result;
-  const field = new Uint8Array(12);
-  viewOf(field).setUint32(0, size);
-  setU64(viewOf(field), 4, place.offset);
-  result = await file.writeBytes(abi.HEADER_L1_SIZE, field);
-  if (result === 0) result = await file.flush();
+  const fieldOf = (l1Size: number, offset: number): Uint8Array => {
+    const field = new Uint8Array(12);
+    viewOf(field).setUint32(0, l1Size);
+    setU64(viewOf(field), 4, offset);
+    return field;
+  };
+  const old = fieldOf(header.l1Size, header.l1TableOffset);
+  result = await image.replaceTable(abi.HEADER_L1_SIZE, old, fieldOf(size, place.offset));
   if (result < 0) return result;
   const before = { offset: header.l1TableOffset, bytes: header.l1Size * abi.ENTRY_BYTES };
   header.l1Size = size;

@@ -134,7 +134,7 @@ async function prepareHost(image: Image, host: number, bytes: number): Promise<n
   const check = image.checkOverlap(host, bytes);
   if (check < 0) return check;
   const end = host + bytes;
-  return end <= image.file.node.bytes ? 0 : lengthenTo(image, host, end);
+  return end <= image.allocator.usedEnd ? 0 : lengthenTo(image, host, end);
 }
 
 /** Clusters may be allocated without that the file reaches there, but not without a refcount. */
@@ -256,17 +256,16 @@ async function writeCovered(
     if (result === 0) result = await data.write(host, bytes, address);
     return result < 0 ? result : copyOld(image, after, to, host - offset);
   }
-  const { memory, buffers } = reactor;
-  const at = await reactor.allocate(to - from);
-  const buffer = memory.address + at;
-  let result = await readGuest(image, from, offset - from, buffer);
-  if (result === 0) {
-    memory.copy(buffer + (offset - from), address, bytes);
-    result = await readGuest(image, after, to - after, buffer + (after - from));
-  }
-  if (result === 0) result = await data.write(host - (offset - from), to - from, buffer);
-  buffers.free(at);
-  return result;
+  const { memory } = reactor;
+  return image.copyPlaces.withBuffer(to - from, async (at) => {
+    const buffer = memory.address + at;
+    let result = await readGuest(image, from, offset - from, buffer);
+    if (result === 0) {
+      memory.copy(buffer + (offset - from), address, bytes);
+      result = await readGuest(image, after, to - after, buffer + (after - from));
+    }
+    return result < 0 ? result : data.write(host - (offset - from), to - from, buffer);
+  });
 }
 
 /** [start, end) of the guest is not yet in the piece's clusters as it must be. */
@@ -297,14 +296,14 @@ async function copyOld(
 ): Promise<number> {
   if (start >= end) return 0;
   const { reactor, data } = image;
-  const at = await reactor.allocate(Math.min(COPY_BYTES, end - start));
-  const buffer = reactor.memory.address + at;
-  let result = 0;
-  for (let from = start; from < end && result === 0; from += COPY_BYTES) {
-    const part = Math.min(COPY_BYTES, end - from);
-    result = await readGuest(image, from, part, buffer);
-    if (result === 0) result = await data.write(from + distance, part, buffer);
-  }
-  reactor.buffers.free(at);
-  return result;
+  return image.copyPlaces.withBuffer(Math.min(COPY_BYTES, end - start), async (at) => {
+    const buffer = reactor.memory.address + at;
+    let result = 0;
+    for (let from = start; from < end && result === 0; from += COPY_BYTES) {
+      const part = Math.min(COPY_BYTES, end - from);
+      result = await readGuest(image, from, part, buffer);
+      if (result === 0) result = await data.write(from + distance, part, buffer);
+    }
+    return result;
+  });
 }

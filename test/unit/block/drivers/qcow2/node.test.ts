@@ -96,6 +96,15 @@ describe("Qcow2Node", () => {
     ]);
   });
 
+  test("sends nothing from places that may become others'", async () => {
+    await write(0, CLUSTER);
+    expect(image.backend.findCached(0, CLUSTER, out)).toBe(false);
+    await image.close();
+    image = await openQcow2(reactor, { path, readOnly: true });
+    expect(await ask(OP_READ, 0, CLUSTER)).toBe(0);
+    expect(image.backend.findCached(0, CLUSTER, out)).toBe(true);
+  });
+
   test("merges neighbours into one run", async () => {
     expect([await write(0, CLUSTER), await write(CLUSTER, CLUSTER)]).toEqual([0, 0]);
     expect([resolve(OP_READ, 0, 2 * CLUSTER), out.bytes]).toEqual([MAPPED, 2 * CLUSTER]);

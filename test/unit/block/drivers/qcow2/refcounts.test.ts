@@ -3,7 +3,11 @@ import * as abi from "../../../../../src/abi/qcow2.ts";
 import { parseHeader, viewOf } from "../../../../../src/block/drivers/qcow2/header.ts";
 import { layoutOf } from "../../../../../src/block/drivers/qcow2/layout.ts";
 import { MetadataMap } from "../../../../../src/block/drivers/qcow2/metadata-map.ts";
-import { parseRefcountTable, Refcounts } from "../../../../../src/block/drivers/qcow2/refcounts.ts";
+import {
+  parseRefcountTable,
+  type RefcountBlock,
+  Refcounts,
+} from "../../../../../src/block/drivers/qcow2/refcounts.ts";
 import { headerCluster } from "../../../../support/qcow2-header.ts";
 
 function refcounts(order: number): Refcounts {
@@ -45,6 +49,42 @@ describe("Refcounts", () => {
     counts.markClean(block);
     counts.set(block, 10, 1);
     expect([block.dirtyFrom, block.dirtyTo]).toEqual([20, 22]);
+  });
+});
+
+describe("Refcounts without room", () => {
+  const clusterBytes = 65536;
+  const file = {
+    node: { bytes: 10 * clusterBytes },
+    async readBytes(_offset: number, bytes: number) {
+      return new Uint8Array(bytes);
+    },
+  };
+  const make = (): Refcounts => {
+    const table = Float64Array.from([1, 2, 3].map((at) => at * clusterBytes));
+    return new Refcounts(file as never, layoutOf(parseHeader(headerCluster())), table, 1);
+  };
+
+  test("keep a block until the disk has it", async () => {
+    const counts = make();
+    const block = (await counts.load(0)) as RefcountBlock;
+    counts.set(block, 5, 1);
+    counts.markClean(block);
+    block.isBeingWritten = true;
+    await counts.load(1);
+    expect(counts.find(0)).toBe(block);
+    block.isBeingWritten = false;
+    await counts.load(2);
+    expect(counts.find(0)).toBe(null);
+  });
+
+  test("keep a block that is changed by who waited for it", async () => {
+    const counts = make();
+    const block = (await counts.load(0)) as RefcountBlock;
+    await counts.load(1);
+    expect(counts.find(0)).toBe(null);
+    counts.set(block, 5, 1);
+    expect(counts.find(0)).toBe(block);
   });
 });
 
