@@ -96,8 +96,8 @@ describe("an export", () => {
         expect(mountsUnder(disk.directory.path)).toEqual([]);
         // The kernel itself has written the file of a plain one until then.
         const code = filtered ? "ENOTCONN" : "EIO";
-        for (const late of [file.write("late", 8192), file.read(), file.sync()]) {
-          expect(await refusal(late)).toContain(code);
+        for (const late of [() => file.write("late", 8192), () => file.read(), () => file.sync()]) {
+          expect(await refusal(late())).toContain(code);
         }
         await add(disk, "f0", disk.mountpoint);
         disk.content.write("before");
