@@ -13,6 +13,7 @@ import { driver } from "../support/driver.ts";
 import { MiB, patternImage, temporaryDirectory } from "../support/images.ts";
 import { type RunningDaemon, runDaemon, sleep, startDaemon } from "../support/process.ts";
 import type { Qmp } from "../support/qmp.ts";
+import { inOpenNamespace } from "./fuse-scene.ts";
 
 setDefaultTimeout(60_000);
 
@@ -458,13 +459,7 @@ describe("fuse: the life of an export", () => {
 
 const NOBODY = 65_534;
 
-/** In a name space of its own, as /dev/fuse may be root's alone. */
 function asNobody(place: Place): string[] {
-  const device = place.file("fuse");
-  const script = [
-    `mknod -m 666 ${device} c 10 229`,
-    `mount --bind ${device} /dev/fuse`,
-    `exec setpriv --reuid ${NOBODY} --regid ${NOBODY} --clear-groups env HOME=/tmp "$@"`,
-  ];
-  return ["unshare", "--mount", "sh", "-ec", script.join("; "), "sh"];
+  const ids = ["--reuid", `${NOBODY}`, "--regid", `${NOBODY}`, "--clear-groups"];
+  return [...inOpenNamespace(place.file("fuse")), "setpriv", ...ids, "env", "HOME=/tmp"];
 }

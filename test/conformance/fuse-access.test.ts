@@ -5,7 +5,7 @@ import { chmod, chown, mkdir, readFile, stat, writeFile } from "node:fs/promises
 import { run } from "../support/clients.ts";
 import { assertFileIs, MiB, patternImage } from "../support/images.ts";
 import { startDaemon } from "../support/process.ts";
-import { mountDirectory, mountDisk, nodeArguments } from "./fuse-scene.ts";
+import { inOpenNamespace, mountDirectory, mountDisk, nodeArguments } from "./fuse-scene.ts";
 
 setDefaultTimeout(30_000);
 
@@ -17,11 +17,6 @@ const BYTES = MiB;
 const AS_USER = [
   ...AS_NOBODY,
   ...["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"],
-] as const;
-/** Takes a path: a mount namespace where everybody may open /dev/fuse, as on most systems. */
-const IN_OPEN_NAMESPACE = [
-  ...["unshare", "--mount", "sh", "-c"],
-  'mknod -m 666 "$0" c 10 229 && mount --bind "$0" /dev/fuse && exec "$@"',
 ] as const;
 
 /** "ok", or the words of the errno. */
@@ -132,7 +127,7 @@ describe("an ordinary user", () => {
     const mountpoint = `${own}/disk`;
     const options = `type=fuse,id=f0,node-name=disk,mountpoint=${mountpoint},writable=on`;
     const args = [...nodeArguments(`${own}/disk.raw`), "--export", options];
-    const prefix = [...IN_OPEN_NAMESPACE, directory.file("fuse"), ...AS_USER];
+    const prefix = [...inOpenNamespace(directory.file("fuse")), ...AS_USER];
     await using running = await startDaemon(own, args, { prefix });
     const enter = ["nsenter", "--mount", `--target=${running.daemon.pid}`];
     expect(await outcomeOf(READ, mountpoint, [...enter, ...AS_NOBODY])).toBe("ok");

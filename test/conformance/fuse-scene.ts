@@ -34,6 +34,22 @@ export interface MountScene extends RunningDaemon {
   readonly mountpoint: string;
 }
 
+/**
+ * A command's prefix: a mount namespace in which everybody may open /dev/fuse, as on most systems.
+ * `device` is a path for the device that it makes.
+ */
+export function inOpenNamespace(device: string): string[] {
+  const script = [
+    // Where the root is that of a chroot it is no mount point, and /dev must do.
+    "mount --make-rprivate / 2>/dev/null || mount --make-rprivate /dev",
+    'mknod -m 666 "$0" c 10 229',
+    'mount --bind "$0" /dev/fuse',
+    'exec "$@"',
+  ];
+  const unshare = ["unshare", "--mount", "--propagation", "unchanged"];
+  return [...unshare, "sh", "-ec", script.join("; "), device];
+}
+
 /** Where /proc says that something is mounted. */
 export function mountsUnder(directory: string): string[] {
   const lines = readFileSync("/proc/self/mounts", "utf8").split("\n");
