@@ -25,7 +25,7 @@ const LAYERS: readonly { layer: number; path: RegExp }[] = [
   { layer: 4, path: /^src\/qmp\// },
   { layer: 2, path: /^src\/(exports\/(?!index)[^/]+|objects\/registry|jobs\/job(-\w+)?)\.ts$/ },
   { layer: 3, path: /^src\/(block\/drivers|exports|jobs|objects)\/(?<plugin>[^/]+)/ },
-  { layer: 2, path: /^src\/(block|chardev|virtio|bitmaps)\// },
+  { layer: 2, path: /^src\/(block|chardev|virtio|bitmaps|crypto)\// },
   { layer: 1, path: /^src\/(io|iothread|qapi)\// },
   { layer: 0, path: /^src\/(abi|runtime|util)\// },
 ];
