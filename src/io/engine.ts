@@ -99,7 +99,7 @@ export interface IoEngine {
 
   /**
    * Any system call that has no operation of its own and may block (an ioctl, for example), run
-   * off this thread. Up to six safe integers.
+   * off this thread; or a CODEC_*. Up to six safe integers.
    */
   call(number: number, args: readonly number[], token: Token): void;
 

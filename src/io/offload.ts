@@ -9,6 +9,7 @@ import type { Thread, ThreadDriver, ThreadStart } from "../runtime/driver.ts";
 import { ECANCELED, EINTR, strerror } from "../runtime/errno.ts";
 import { Linux } from "../runtime/linux.ts";
 import { assert, OutportError } from "../util/error.ts";
+import { CodecRunner } from "./codecs.ts";
 import type { Token } from "./engine.ts";
 import { Memory } from "./memory.ts";
 
@@ -110,7 +111,7 @@ export class OffloadPool {
     return JOBS_MAX - this.#free.length + this.#waiting.length;
   }
 
-  /** Any system call. Memory that it names stays valid until its completion. */
+  /** Any system call, or a codec. Memory that it names stays valid until its completion. */
   submit(number: number, args: readonly number[], token: Token): void {
     this.#submit({ number, args, token, vectorBytes: 0, cancelled: false });
   }
@@ -238,6 +239,7 @@ export async function runOffload(driver: ThreadDriver, { data }: ThreadStart): P
   const buffer = linux.ffi.view(start.address, start.bytes);
   const u32 = new Uint32Array(buffer);
   const f64 = new Float64Array(buffer);
+  const codecs = new CodecRunner(linux.ffi);
   for (;;) {
     const woken = linux.drainEventfd(start.jobsFd);
     if (woken === -EINTR) continue;
@@ -247,7 +249,7 @@ export async function runOffload(driver: ThreadDriver, { data }: ThreadStart): P
     const order = Atomics.add(u32, TAKEN_U32, 1) & (JOBS_MAX - 1);
     const index = Atomics.load(u32, SUBMISSIONS_U32 + order);
     const job = JOBS + index * JOB_SIZE;
-    f64[job / 8 + JOB_RESULT_F64] = runJob(linux, u32, f64, job);
+    f64[job / 8 + JOB_RESULT_F64] = runJob(linux, codecs, u32, f64, job);
     const ended = Atomics.add(u32, ENDED_U32, 1) & (JOBS_MAX - 1);
     Atomics.store(u32, COMPLETIONS_U32 + ended, index + 1);
     linux.signalEventfd(start.eventFd);
@@ -256,10 +258,17 @@ export async function runOffload(driver: ThreadDriver, { data }: ThreadStart): P
   Atomics.add(u32, LEFT_U32, 1);
 }
 
-function runJob(linux: Linux, u32: Uint32Array, f64: Float64Array, job: number): number {
+function runJob(
+  linux: Linux,
+  codecs: CodecRunner,
+  u32: Uint32Array,
+  f64: Float64Array,
+  job: number,
+): number {
   const state = job / 4 + JOB_STATE_U32;
   if (Atomics.compareExchange(u32, state, QUEUED, RUNNING) !== QUEUED) return -ECANCELED;
   const at = job / 8 + JOB_CALL_F64;
+  if (f64[at]! < 0) return codecs.run(f64[at]!, f64.subarray(at + 1, at + 1 + ARGS_MAX));
   for (;;) {
     const result = linux.ffi.syscall(
       f64[at]!,

@@ -19,7 +19,7 @@ import { driver } from "../../support/driver.ts";
 export type MakeEngine = (options: EngineOptions) => IoEngine;
 
 const MEMORY_BYTES = 64 * 1024 * 1024;
-const PATIENCE_NS = 10_000_000_000;
+const PATIENCE_NS = 45_000_000_000;
 
 export class Rig {
   readonly linux: Linux;

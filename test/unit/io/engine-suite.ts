@@ -358,7 +358,7 @@ function addStreamTests(current: () => Rig): void {
       send(end);
       receive(end);
     }
-    while (next.size > 0) expect(engine.wait(5_000_000_000)).toBeGreaterThan(0);
+    while (next.size > 0) expect(engine.wait(45_000_000_000)).toBeGreaterThan(0);
     for (let end = 0; end < ends.length; end++) {
       expect(rig.mismatch(MIB + end * streamBytes, streamBytes)).toBe(-1);
     }
@@ -416,7 +416,7 @@ function addWaitTests(current: () => Rig): void {
         expect(engine.wait(timeoutNs - (nowNs() - startNs))).toBe(0);
       }
       expect(nowNs() - startNs).toBeGreaterThanOrEqual(timeoutNs);
-      expect(nowNs() - startNs).toBeLessThan(timeoutNs + 2_000_000_000);
+      expect(nowNs() - startNs).toBeLessThan(timeoutNs + 30_000_000_000);
       expect(engine.wait(0)).toBe(0);
     }
     engine.cancel(rig.token(slot));
@@ -491,7 +491,7 @@ function addLoadTests(current: () => Rig): void {
       const target = memory.address + MIB + i * 512;
       rig.start((token) => engine.read(fd, target, 512, block * 512, token));
     }
-    while (rig.results.size < count + 1) expect(engine.wait(5_000_000_000)).toBeGreaterThan(0);
+    while (rig.results.size < count + 1) expect(engine.wait(45_000_000_000)).toBeGreaterThan(0);
     for (let i = 0; i < count; i += 7) {
       expect(rig.mismatch(MIB + i * 512, 512, (i % blocks) * 512)).toBe(-1);
     }
@@ -512,7 +512,7 @@ function addLoadTests(current: () => Rig): void {
       depth--;
     };
     again();
-    while (left > 0) expect(engine.wait(5_000_000_000)).toBeGreaterThan(0);
+    while (left > 0) expect(engine.wait(45_000_000_000)).toBeGreaterThan(0);
   });
 
   test("thousands of sockets wait at once", () => {
