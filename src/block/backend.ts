@@ -45,14 +45,18 @@ export interface BackendOptions {
   readonly writable: boolean;
   /** Every write is flushed before it completes. */
   readonly writethrough: boolean;
+  /** It stays at its node when another one takes its place. Default: false. */
+  readonly stays?: boolean;
 }
 
 export class BlockBackend implements RequestCarrier {
   readonly reactor: Reactor;
-  readonly node: BlockNode;
+  /** Changes in drained sections only: see replaceNode(). */
+  node: BlockNode;
   readonly writable: boolean;
   readonly writethrough: boolean;
-  readonly #statistics: Statistics;
+  readonly stays: boolean;
+  #statistics: Statistics;
   #requests: RequestTable;
   #flagsAlways: number;
   #kinds: { readonly io: number; readonly posted: number };
@@ -84,6 +88,7 @@ export class BlockBackend implements RequestCarrier {
     this.writable = options.writable;
     this.#requests = reactor.requests;
     this.writethrough = options.writethrough;
+    this.stays = options.stays ?? false;
     this.#flagsAlways = options.writethrough ? REQ_FUA : 0;
     this.#kinds = kindsOf(reactor);
     this.#slowPath = new SlowPath(reactor, node);
@@ -222,6 +227,16 @@ export class BlockBackend implements RequestCarrier {
     if (this.node.bytes === this.#bytes) return;
     this.#bytes = this.node.bytes;
     this.onResized();
+  }
+
+  /** Goes on with another node, with all requests that wait. In a drained section. */
+  replaceNode(node: BlockNode): void {
+    assert(this.#drains > 0 && this.#inFlight === 0, "nothing is on its way to the old node");
+    if (this.#hurried) this.node.drainEnd?.();
+    this.node = node;
+    this.#slowPath = new SlowPath(this.reactor, node);
+    this.#statistics = statisticsOf(node);
+    if (this.#hurried) node.drainBegin?.();
   }
 
   /** Before close(), which may wait for clients first: nothing waits for a limit from here on. */

@@ -118,6 +118,12 @@ export function checkDirectAccess(nodes: readonly BlockNode[]): void {
   }
 }
 
+/** Those who read and write `node` are to do it elsewhere. Throws OutportError if some can't. */
+export function checkNoDirectAccess(node: BlockNode): void {
+  const { accesses, maybeMapped } = marksOf(node);
+  if (accesses.size > 0 || maybeMapped?.isOnlyOurs() === false) throw inUse(node);
+}
+
 function inUse({ nodeName }: BlockNode): OutportError {
   const users = "programs that the kernel lets read and write directly";
   return new OutportError("in-use", `Node '${nodeName}' is in use by ${users}`);

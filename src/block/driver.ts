@@ -3,8 +3,9 @@
  * rules serve main, its open() serves an iothread.
  */
 import type { GenericSchema } from "valibot";
+import type { SecretFinder } from "../crypto/passphrase.ts";
 import type { Reactor } from "../io/reactor.ts";
-import type { ImpliedChild, IothreadEvent, NodeOpen } from "../iothread/messages.ts";
+import type { ImageLock, ImpliedChild, IothreadEvent, NodeOpen } from "../iothread/messages.ts";
 import type { Features, ObjectMembers } from "../qapi/types.ts";
 import type { BlockBackend } from "./backend.ts";
 import type { BlockNode } from "./node.ts";
@@ -49,7 +50,9 @@ export interface Surroundings {
   readonly options: Readonly<Record<string, unknown>>;
   findNode(nodeName: string): NodeView | undefined;
   /** An object that a user created. */
-  findObject(id: string): { readonly throttleGroup?: SharedArrayBuffer } | undefined;
+  findObject(
+    id: string,
+  ): { readonly throttleGroup?: SharedArrayBuffer; readonly secret?: Uint8Array } | undefined;
   /** Device numbers of the files that this process serves itself, by FUSE. */
   servedDevices(): readonly number[];
 }
@@ -66,6 +69,8 @@ export interface CreateContext {
   readonly reactor: Reactor;
   /** Members of its branch of BlockdevCreateOptions but the nodes, checked, wire names. */
   readonly options: Readonly<Record<string, unknown>>;
+  /** See ImageCreation.prepare(). */
+  readonly prepared?: unknown;
   /** By member. */
   readonly targets: Readonly<Record<string, ImageTarget>>;
   /** Throws OutportError when the image is not wanted any more: before each longer step. */
@@ -84,8 +89,8 @@ export interface TargetPlan {
 
 /** How a driver makes images, for blockdev-create. */
 export interface ImageCreation {
-  /** Members of its branch of BlockdevCreateOptions that are nodes. They come first. */
-  readonly nodes: readonly Pick<ChildRule, "role" | "optional">[];
+  /** Members of its branch of BlockdevCreateOptions that are nodes. */
+  readonly nodes: readonly Pick<ChildRule, "role" | "optional" | "after">[];
   /** The other members. `driverName`: of a member that names a driver. */
   members(driverName: GenericSchema): ObjectMembers;
   /** On main: checks the options; what it needs of its nodes. Throws OutportError. */
@@ -93,6 +98,15 @@ export interface ImageCreation {
     options: Readonly<Record<string, unknown>>,
     roles: readonly string[],
   ): Readonly<Record<string, TargetPlan>>;
+  /**
+   * On main, before anything is touched: what takes secrets, or long computations. Structured-
+   * cloneable. Throws OutportError.
+   */
+  prepare?(
+    options: Readonly<Record<string, unknown>>,
+    findSecret: SecretFinder,
+    roles: readonly string[],
+  ): Promise<unknown>;
   /** On the iothread of the nodes, which are long enough. Throws OutportError. */
   create(context: CreateContext): Promise<void>;
 }
@@ -117,6 +131,14 @@ export interface BlockDriver {
     options: Readonly<Record<string, unknown>>,
     filenameOf: (role: string) => string | undefined,
   ): string | undefined;
+  /** Whether a file that begins with these PROBE_BYTES, or is as short, is an image of its own. */
+  probe?(start: Uint8Array): boolean;
+  /** Whether such an image names other files that are opened with it. */
+  namesFiles?(start: Uint8Array): boolean;
+  /** It opens images for reading only. */
+  readonly onlyReads?: boolean;
+  /** Its images can have internal snapshots. */
+  readonly hasSnapshots?: boolean;
   /** It makes an image of its own: a host file, zeroes; not a view of what its child has. */
   readonly isProtocol?: boolean;
   /** What it asks of a child when its own parents ask `of`. Only drivers with children have it. */
@@ -128,6 +150,8 @@ export interface BlockDriver {
   ): Permissions;
   /** Its own members that a reopen may change or leave out. Missing: it can't be reopened. */
   readonly reopenable?: readonly string[];
+  /** Those that it may change, but not leave out. */
+  readonly changeable?: readonly string[];
   /**
    * On main, before open(): what the node needs to know beside its options and children, as
    * `context.bound`. Structured-cloneable. Throws OutportError.
@@ -139,6 +163,16 @@ export interface BlockDriver {
    * image can't be opened at all.
    */
   impliedChildren?(context: OpenContext): Promise<readonly ImpliedChild[]>;
+  /** Missing: it opens no encrypted images. */
+  readonly encryption?: {
+    /** The object with the passphrase, if the options name one. */
+    keySecret(options: Readonly<Record<string, unknown>>): string | undefined;
+    /**
+     * On the iothread, before open(), which gets the key that main finds. Null: the image is not
+     * encrypted. Throws OutportError.
+     */
+    readLock(context: OpenContext): Promise<ImageLock | null>;
+  };
   /** Name of the node down to which the links of its chain must stay; bind() has found it. */
   chainBottom?(options: Readonly<Record<string, unknown>>): string | undefined;
   /** Missing: it makes no images. */

@@ -3,6 +3,7 @@
  * that keeps to the common options of nodes. Thread: iothread.
  */
 import type { NodeDescription } from "../iothread/messages.ts";
+import { ENOTSUP } from "../runtime/errno.ts";
 import { ChildIo } from "./child-io.ts";
 import type { OpenContext, Permissions } from "./driver.ts";
 import {
@@ -13,6 +14,7 @@ import {
   OP_WRITE,
   type Op,
   REQ_MAY_UNMAP,
+  type ReopenedNode,
   type Resolution,
   type ResolutionKind,
   SLOW,
@@ -65,7 +67,7 @@ export class FilterNode implements BlockNode {
   resolve(op: Op, offset: number, bytes: number, out: Resolution): ResolutionKind {
     if (op === OP_DISCARD && !this.context.discardUnmap) return ZERO;
     if (op === OP_WRITE) {
-      this.#noteWrite(offset + bytes);
+      this.noteWrite(offset + bytes);
       if (this.context.detectZeroes !== "off") {
         out.bytes = bytes;
         return SLOW;
@@ -79,7 +81,7 @@ export class FilterNode implements BlockNode {
   }
 
   async write(offset: number, bytes: number, address: number, flags: number): Promise<number> {
-    this.#noteWrite(offset + bytes);
+    this.noteWrite(offset + bytes);
     if (await writeDetectedZeroes(this.context, this, offset, bytes, address)) return 0;
     return this.writeData(offset, bytes, address, flags);
   }
@@ -94,8 +96,14 @@ export class FilterNode implements BlockNode {
     return this.io.write(offset, bytes, address, flags);
   }
 
+  /** A write that the child keeps compressed; -ENOTSUP when it can't. */
+  protected async passCompressed(offset: number, bytes: number, address: number): Promise<number> {
+    this.noteWrite(offset + bytes);
+    return (await this.child.writeCompressed?.(offset, bytes, address)) ?? -ENOTSUP;
+  }
+
   async writeZeroes(offset: number, bytes: number, flags: number): Promise<number> {
-    this.#noteWrite(offset + bytes);
+    this.noteWrite(offset + bytes);
     const allowed = this.context.discardUnmap ? flags : flags & ~REQ_MAY_UNMAP;
     return this.io.writeZeroes(offset, bytes, allowed);
   }
@@ -113,7 +121,9 @@ export class FilterNode implements BlockNode {
   }
 
   blockStatus(offset: number, bytes: number, out: BlockStatus): number | Promise<number> {
-    return this.child.blockStatus(offset, bytes, out);
+    const result = this.child.blockStatus(offset, bytes, out);
+    if (typeof result !== "number") return result.then((late) => countFilter(late, out));
+    return countFilter(result, out);
   }
 
   isKnownData(offset: number, bytes: number): boolean {
@@ -138,6 +148,13 @@ export class FilterNode implements BlockNode {
     for (const child of this.#drained.pop() ?? []) child.drainEnd?.();
   }
 
+  /** Drivers that take other options, too, have their own. */
+  async reopen(context: OpenContext, _permissions: Permissions): Promise<ReopenedNode> {
+    const before = this.context;
+    this.use(context);
+    return { commit: () => {}, undo: async () => this.use(before) };
+  }
+
   truncate(bytes: number): Promise<void> {
     return truncateNode(this.child, bytes);
   }
@@ -156,9 +173,15 @@ export class FilterNode implements BlockNode {
     this.io = new ChildIo(context.reactor, this.child);
   }
 
-  #noteWrite(end: number): void {
+  protected noteWrite(end: number): void {
     if (end > this.highestWrite) this.highestWrite = end;
   }
+}
+
+/** What its own image lacks lies one layer further down, as QSD counts: past the filter, too. */
+function countFilter(result: number, out: BlockStatus): number {
+  if (result === 0 && out.depth > 1) out.depth++;
+  return result;
 }
 
 /** What a filter asks of its child: all that its parents ask. */

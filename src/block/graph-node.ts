@@ -1,7 +1,7 @@
 /** The nodes and edges of the graph as main keeps them. Thread: main. */
 import type { NodeInfo, NodeOpen } from "../iothread/messages.ts";
 import type { Iothread } from "../iothread/pool.ts";
-import { assert } from "../util/error.ts";
+import { assert, OutportError } from "../util/error.ts";
 import type { BlockDriver, Permissions } from "./driver.ts";
 import { NO_PERMISSIONS, nodeParent, UNNAMED_BLOCK_DEVICE } from "./permissions.ts";
 
@@ -17,6 +17,11 @@ export interface RootUser {
    * can't move. Throws OutportError, and still has the node then.
    */
   beforeMove?(): Promise<void>;
+  /**
+   * It follows when another node takes the place of its node, which is told here; in a drained
+   * section. Missing: it stays where it is.
+   */
+  onReplaced?(from: GraphNode): Promise<void>;
   /** Takes the node up again, on node.iothread: the new one, or the old one after a failure. */
   afterMove?(): Promise<void>;
 }
@@ -29,7 +34,7 @@ export class Edge {
   /** Null for an export or job. */
   readonly parent: GraphNode | null;
   readonly role: string;
-  readonly child: GraphNode;
+  child: GraphNode;
   /** Of an export or job. */
   readonly user: RootUser;
   permissions: Permissions = NO_PERMISSIONS;
@@ -166,6 +171,21 @@ export function replaceChild(node: GraphNode, from: Edge | null, to: Edge | null
   };
 }
 
+/** The edges lead to another node; permissions are the caller's business. */
+export function retargetEdges(edges: readonly Edge[], to: GraphNode): void {
+  // As they are the newest first, so they stay.
+  for (const edge of [...edges].reverse()) {
+    remove(edge.child.parents, edge);
+    edge.child = to;
+    to.parents.unshift(edge);
+    const { parent, role } = edge;
+    if (parent === null) continue;
+    const { definition } = parent;
+    const children = { ...definition.children, [role]: to.nodeName };
+    parent.definition = { ...definition, children };
+  }
+}
+
 /** The links of the chain from `top` down to `bottom`, which is in it. */
 export function chainLinks(top: GraphNode, bottom: string): Edge[] {
   const links: Edge[] = [];
@@ -177,6 +197,14 @@ export function chainLinks(top: GraphNode, bottom: string): Edge[] {
     node = link.child;
   }
   return links;
+}
+
+/** The image that others stand on must stay as it is. Throws OutportError. */
+export function checkNotBacking({ nodeName, parents }: GraphNode): void {
+  const overlay = parents.find(({ parent, role }) => parent !== null && role === "backing");
+  if (overlay === undefined) return;
+  const why = `node is used as backing hd of '${overlay.parent?.nodeName}'`;
+  throw new OutportError("in-use", `Node '${nodeName}' is busy: ${why}`);
 }
 
 /** By an export or a job. */

@@ -14,6 +14,7 @@ import { drained } from "./drained.ts";
 import type { BlockDriver, Permissions, Surroundings } from "./driver.ts";
 import {
   attachEdge,
+  checkNotBacking,
   connectedNodes,
   detachEdge,
   Edge,
@@ -133,6 +134,7 @@ export class BlockGraph {
       if (isRootUsed(node)) {
         throw new OutportError("in-use", `Node ${nodeName} is in use`);
       }
+      checkNotBacking(node);
       if (!node.monitorOwned) {
         throw new OutportError("in-use", `Node ${nodeName} is not owned by the monitor`);
       }
@@ -197,6 +199,20 @@ export class BlockGraph {
       throw error;
     }
     return use;
+  }
+
+  /** Opens a node where another one lives; closeUnused() closes it. Throws OutportError. */
+  open(options: Wire, beside: GraphNode): Promise<GraphNode> {
+    return this.#nodes.open(planNode(this.#drivers, options), beside.iothread);
+  }
+
+  /** Unless somebody uses or owns it. */
+  closeUnused(node: GraphNode): Promise<void> {
+    return this.#nodes.closeUnused(node);
+  }
+
+  driver(name: string): BlockDriver | undefined {
+    return this.#drivers.get(name);
   }
 
   /**

@@ -39,13 +39,13 @@ export class ImageCreations {
   };
 
   async #create(params: ImageCreate): Promise<void> {
-    const { jobId, driver: name, options, targets: places, servedDevices } = params;
+    const { jobId, driver: name, targets: places, ...given } = params;
     const { reactor, drivers, getNode } = this.#parts;
     const creation = drivers.find((driver) => driver.name === name)?.creation;
     assert(creation !== undefined, "main knows the same drivers");
     const targets: Record<string, ImageTarget> = {};
     for (const [role, { nodeName, filename }] of Object.entries(places)) {
-      const mode = { writable: true, writethrough: false };
+      const mode = { writable: true, writethrough: false, stays: true };
       targets[role] = { backend: new BlockBackend(reactor, getNode(nodeName), mode), filename };
     }
     const checkWanted = (): void => {
@@ -54,7 +54,7 @@ export class ImageCreations {
     };
     this.#wanted.set(jobId, true);
     try {
-      await creation.create({ reactor, options, targets, servedDevices, checkWanted });
+      await creation.create({ ...given, reactor, targets, checkWanted });
     } finally {
       this.#wanted.delete(jobId);
       // Who wants it flushed has done so.

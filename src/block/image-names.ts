@@ -45,9 +45,16 @@ function isBackingOverridden({ info, children }: GraphNode): boolean {
 }
 
 function strongOptions({ driver, definition }: GraphNode): Options {
-  const given = Object.entries(definition.options);
-  const strong = given.filter(([name]) => driver.strongOptions?.includes(name));
+  const strong = (driver.strongOptions ?? []).flatMap((name) => {
+    const value = memberOf(definition.options, name);
+    return value === undefined ? [] : [[name, value] as const];
+  });
   return Object.fromEntries(strong.flatMap(([name, value]) => flat(name, value)));
+}
+
+/** `name`: of a member, or "member.member". */
+function memberOf(options: Options, name: string): unknown {
+  return name.split(".").reduce<unknown>((value, part) => (value as Options)?.[part], options);
 }
 
 /** Lists are members with an index, "list.0.member", as the command line has them. */

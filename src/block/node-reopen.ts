@@ -6,9 +6,10 @@
 import type { NodeInfo, NodesReopen } from "../iothread/messages.ts";
 import { strerror } from "../runtime/errno.ts";
 import { assert, OutportError } from "../util/error.ts";
-import { checkDirectAccess } from "./direct-access.ts";
+import type { BlockBackend } from "./backend.ts";
+import { checkDirectAccess, checkNoDirectAccess } from "./direct-access.ts";
 import type { OpenContext } from "./driver.ts";
-import type { ReopenedNode } from "./node.ts";
+import type { BlockNode, ReopenedNode } from "./node.ts";
 import {
   dropPermissions,
   gainPermissions,
@@ -18,6 +19,8 @@ import {
 import { checkWriteLength } from "./permissions.ts";
 
 export interface NodeReopensParts {
+  /** Of all nodes. */
+  readonly backends: () => Iterable<BlockBackend>;
   readonly entry: (nodeName: string) => NodeEntry;
   readonly contextOf: (open: NodesReopen["nodes"][number]) => OpenContext;
   readonly infoOf: (entry: NodeEntry) => NodeInfo;
@@ -25,12 +28,15 @@ export interface NodeReopensParts {
 }
 
 interface Reopen {
+  /** Those that have been told to settle. */
+  readonly settled: readonly BlockNode[];
   readonly handles: readonly ReopenedNode[];
   readonly changes: readonly PermissionChange[];
   /** Takes back what was gained. */
   readonly release: () => Promise<void>;
   /** Those whose length may have followed, children first. */
   readonly connected: readonly NodeEntry[];
+  readonly users: NodesReopen["users"];
 }
 
 export class NodeReopens {
@@ -45,27 +51,36 @@ export class NodeReopens {
   /** Throws OutportError, and nothing has changed. */
   async begin(params: NodesReopen): Promise<{ reopen: number; infos: readonly NodeInfo[] }> {
     const { entry, log, infoOf } = this.#parts;
+    const { users } = params;
     for (const { nodeName } of params.nodes) await this.#flush(entry(nodeName));
-    // While those below can still be written to.
-    for (const { nodeName } of params.nodes) await entry(nodeName).node.settle?.();
+    const settled: BlockNode[] = [];
     const reopened = new Set(params.nodes.map(({ nodeName }) => nodeName));
     const changes = params.permissions
       .filter(({ nodeName }) => !reopened.has(nodeName))
       .map((next) => ({ entry: entry(next.nodeName), next }));
-    const release = await gainPermissions(changes, false, log);
+    let release = async (): Promise<void> => {};
     const handles: ReopenedNode[] = [];
     const connected = params.connected.map(entry);
     try {
+      // While those below can still be written to.
+      for (const { nodeName, readOnly } of params.nodes) {
+        const { node } = entry(nodeName);
+        await node.settle?.(readOnly ? "read-only" : null);
+        settled.push(node);
+      }
+      release = await gainPermissions(changes, false, log);
       for (const open of params.nodes) handles.push(await this.#reopen(open, params));
       for (const one of connected) one.node.refreshLength?.();
       checkLengths(connected, params);
       checkDirectAccess(connected.map(({ node }) => node));
+      if (users !== undefined) checkNoDirectAccess(entry(users.from).node);
     } catch (error) {
-      await this.#undo({ handles, changes, release, connected });
+      await this.#undo({ settled, handles, release, connected });
       throw error;
     }
+    if (users !== undefined) this.#moveUsers(entry(users.from).node, entry(users.to).node);
     const reopen = this.#next++;
-    this.#open.set(reopen, { handles, changes, release, connected });
+    this.#open.set(reopen, { settled, handles, changes, release, connected, users });
     return { reopen, infos: connected.map(infoOf) };
   }
 
@@ -75,11 +90,20 @@ export class NodeReopens {
     assert(reopen !== undefined, "a reopen ends once");
     this.#open.delete(number);
     if (!keep) {
+      const { users } = reopen;
+      const { entry } = this.#parts;
+      if (users !== undefined) this.#moveUsers(entry(users.to).node, entry(users.from).node);
       await this.#undo(reopen);
       return;
     }
     for (const handle of reopen.handles) handle.commit();
     await dropPermissions(reopen.changes, this.#parts.log);
+  }
+
+  #moveUsers(from: BlockNode, to: BlockNode): void {
+    for (const backend of this.#parts.backends()) {
+      if (backend.node === from && !backend.stays) backend.replaceNode(to);
+    }
   }
 
   async #flush({ node }: NodeEntry): Promise<void> {
@@ -101,15 +125,21 @@ export class NodeReopens {
     entry.permissions = { used: next.used, shared: next.shared };
     return {
       commit: handle.commit,
-      undo: () => {
-        handle.undo();
+      undo: async () => {
+        await handle.undo();
         entry.permissions = before;
       },
     };
   }
 
-  async #undo({ handles, release, connected }: Reopen): Promise<void> {
-    for (const handle of [...handles].reverse()) handle.undo();
+  async #undo({
+    settled,
+    handles,
+    release,
+    connected,
+  }: Omit<Reopen, "changes" | "users">): Promise<void> {
+    for (const handle of [...handles].reverse()) await handle.undo();
+    for (const node of settled) await node.unsettle?.();
     await release();
     try {
       for (const { node } of connected) node.refreshLength?.();

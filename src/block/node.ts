@@ -74,6 +74,10 @@ export interface BlockLimits {
   readonly transferBytesMax: number;
   /** Alignment below which DISCARD is ignored. */
   readonly discardAlignment: number;
+  /** What clients are asked to keep to, where it is more than the request alignment. */
+  readonly blockBytes?: number;
+  /** Of an image in clusters. */
+  readonly clusterBytes?: number;
 }
 
 /** Permissions on a node. Spec: QEMU include/block/block-common.h, BLK_PERM_* */
@@ -86,7 +90,7 @@ export const PERM_ALL = 15;
 /** A node that has been reopened, and may still go back. Neither way fails. */
 export interface ReopenedNode {
   commit(): void;
-  undo(): void;
+  undo(): void | Promise<void>;
 }
 
 /**
@@ -116,6 +120,11 @@ export interface BlockNode {
   read(offset: number, bytes: number, address: number): Promise<number>;
   write(offset: number, bytes: number, address: number, flags: number): Promise<number>;
   writeZeroes(offset: number, bytes: number, flags: number): Promise<number>;
+  /**
+   * A write that is kept compressed where that makes it shorter. Any offset and length: what it
+   * does not cover of a cluster is read. Missing: the driver can't.
+   */
+  writeCompressed?(offset: number, bytes: number, address: number): Promise<number>;
   discard(offset: number, bytes: number): Promise<number>;
   flush(): Promise<number>;
   /**
@@ -168,10 +177,13 @@ export interface BlockNode {
    */
   truncate?(bytes: number): Promise<void>;
   /**
-   * All that is kept of the image in memory goes into it, as if it were closed: it may become
-   * read-only then, or another process's. Drained and flushed. Throws OutportError.
+   * All that is kept of the image in memory goes into it, as if it were closed. `next`: what comes
+   * then; another process may change the image when it is handed over. Drained and flushed. Throws
+   * OutportError, and nothing has changed.
    */
-  settle?(): Promise<void>;
+  settle?(next: "read-only" | "handover" | null): Promise<void>;
+  /** What would have come after settle() does not, unless it was a handover. Does not fail. */
+  unsettle?(): Promise<void>;
   /** Another host may have changed its image: forgets what is kept of it. Throws OutportError. */
   invalidate?(): Promise<void>;
   /** Its file or child may have another length by now. Children first. Throws OutportError. */
@@ -188,6 +200,17 @@ export interface BlockNode {
   checkNewBitmap?(name: string, granularity: number): Promise<void>;
   /** Its image keeps that dirty bitmap no longer, if it does. Throws OutportError. */
   removeStoredBitmap?(name: string): Promise<void>;
+  /**
+   * Internal snapshots of its image: takes one, or deletes the one that `describe()` lists under
+   * this id and name. Drained. -errno, and nothing has changed. Missing: its format has none.
+   */
+  takeSnapshot?(name: string, timeUs: number): Promise<{ readonly id: string } | number>;
+  deleteSnapshot?(id: string, name: string): Promise<number>;
+  /**
+   * Has its image name another backing file, or none for "". Drained. -errno, and nothing has
+   * changed. Missing: its format has none.
+   */
+  changeBackingFile?(backingFile: string, format: string): Promise<number>;
   describe(): NodeDescription;
   /** Members of its branch of BlockStatsSpecific. */
   describeStatistics?(): Readonly<Record<string, number>>;

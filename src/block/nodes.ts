@@ -9,8 +9,9 @@ import type {
   NodeOpen,
   NodePermissions,
 } from "../iothread/messages.ts";
-import { strerror } from "../runtime/errno.ts";
+import { ENOTSUP, strerror } from "../runtime/errno.ts";
 import { assert } from "../util/error.ts";
+import { backendsOf } from "./drains.ts";
 import type { BlockDriver, OpenContext } from "./driver.ts";
 import { isInactive, markActive } from "./inactive-nodes.ts";
 import type { BlockNode } from "./node.ts";
@@ -39,6 +40,7 @@ export class NodeTable {
     this.#log = log;
     this.#report = report ?? (() => {});
     this.#reopens = new NodeReopens({
+      backends: () => backendsOf(reactor),
       entry: (nodeName) => this.#entry(nodeName),
       contextOf: (open) => this.#contextOf(open),
       infoOf: ({ node }) => infoOf(node),
@@ -50,10 +52,14 @@ export class NodeTable {
   readonly calls: IothreadHandlersOf<
     | "node-open"
     | "node-implied"
+    | "node-lock"
     | "node-close"
     | "node-permissions"
     | "node-flush"
     | "nodes-query"
+    | "snapshot-take"
+    | "snapshot-delete"
+    | "node-backing-file"
     | "nodes-reopen"
     | "nodes-reopen-end"
   > = {
@@ -62,6 +68,11 @@ export class NodeTable {
       const driver = this.#drivers.get(params.driver);
       assert(driver?.impliedChildren !== undefined, "main knows the same drivers");
       return driver.impliedChildren(this.#contextOf(params));
+    },
+    "node-lock": async (params) => {
+      const driver = this.#drivers.get(params.driver);
+      assert(driver?.encryption !== undefined, "main knows the same drivers");
+      return driver.encryption.readLock(this.#contextOf(params));
     },
     "node-close": async ({ nodeName }) => {
       await this.#close(nodeName);
@@ -75,6 +86,12 @@ export class NodeTable {
       const node = this.get(nodeName);
       return { result: node.writable ? await node.flush() : 0 };
     },
+    "snapshot-take": async ({ nodeName, name, timeUs }) =>
+      this.get(nodeName).takeSnapshot?.(name, timeUs) ?? -ENOTSUP,
+    "snapshot-delete": async ({ nodeName, id, name }) =>
+      this.get(nodeName).deleteSnapshot?.(id, name) ?? -ENOTSUP,
+    "node-backing-file": async ({ nodeName, backingFile, format }) =>
+      this.get(nodeName).changeBackingFile?.(backingFile, format) ?? -ENOTSUP,
     "nodes-reopen": (params) => this.#reopens.begin(params),
     "nodes-reopen-end": async ({ reopen, keep }) => {
       await this.#reopens.end(reopen, keep);
@@ -107,7 +124,7 @@ export class NodeTable {
     assert(!this.#entries.has(nodeName), `node '${nodeName}' is opened once`);
     const driver = this.#drivers.get(params.driver);
     assert(driver !== undefined, "main knows the same drivers");
-    const node = await driver.open(this.#contextOf(params));
+    const node = await driver.open(this.#contextOf(params)).finally(() => params.key?.fill(0));
     markActive(node, params.active ?? true);
     this.#entries.set(nodeName, { node, permissions: NO_PERMISSIONS });
     return infoOf(node);
@@ -125,10 +142,19 @@ export class NodeTable {
   /** All or none. */
   async #setPermissions(nodes: readonly NodePermissions[], handedOver: boolean): Promise<void> {
     const changes = nodes.map((next) => ({ entry: this.#entry(next.nodeName), next }));
-    for (const { entry, next } of changes) {
-      if (!next.active && !isInactive(entry.node)) await entry.node.settle?.();
+    const settled: BlockNode[] = [];
+    try {
+      for (const { entry, next } of changes) {
+        if (next.active || isInactive(entry.node)) continue;
+        await entry.node.settle?.("handover");
+        settled.push(entry.node);
+      }
+      await gainPermissions(changes, handedOver, this.#log);
+    } catch (error) {
+      // What was handed over is taken back.
+      for (const node of settled.reverse()) await this.#lookAgain(node);
+      throw error;
     }
-    await gainPermissions(changes, handedOver, this.#log);
     await dropPermissions(changes, this.#log);
     // Children first, whose lengths may be others' doing.
     for (const { entry, next } of changes.reverse()) {

@@ -2,6 +2,9 @@
  * The nodes that are open, by name, on whatever iothread: opens what a blockdev-add plans, and
  * closes what nobody uses. Thread: main.
  */
+import { unlockLuks } from "../crypto/luks-lock.ts";
+import { passphraseOf } from "../crypto/passphrase.ts";
+import type { NodeInfo } from "../iothread/messages.ts";
 import type { Iothread } from "../iothread/pool.ts";
 import { assert, OutportError } from "../util/error.ts";
 import type { Log } from "../util/log.ts";
@@ -243,7 +246,7 @@ export class OpenNodes {
           `node ${nodeName} iothread ${iothread.id} format_name "${name}"`,
         );
       }
-      node.info = await iothread.call("node-open", openOf(node));
+      node.info = await this.#openUnlocked(node, iothread);
     } catch (error) {
       await rollBack([() => this.#releaseChildren(node)]);
       throw error;
@@ -253,6 +256,20 @@ export class OpenNodes {
     iothread.userCount++;
     this.#log("info", "node opened", { node: nodeName, driver: node.driver.name });
     return node;
+  }
+
+  /** With the key, if its image is encrypted. Throws OutportError. */
+  async #openUnlocked(node: GraphNode, iothread: Iothread): Promise<NodeInfo> {
+    const { encryption } = node.driver;
+    const id = encryption?.keySecret(node.definition.options);
+    const lock = id === undefined ? null : await iothread.call("node-lock", openOf(node));
+    if (id === undefined || lock === null) return iothread.call("node-open", openOf(node));
+    const key = await unlockLuks(lock, passphraseOf(id, this.#findObject));
+    try {
+      return await iothread.call("node-open", { ...openOf(node), key });
+    } finally {
+      key.fill(0);
+    }
   }
 
   /** Gives the node what it needs to know beside its options. Throws OutportError. */

@@ -5,6 +5,7 @@
 import { OutportError } from "../util/error.ts";
 import type { Permissions } from "./driver.ts";
 import {
+  type BlockLimits,
   type BlockNode,
   PERM_ALL,
   PERM_CONSISTENT_READ,
@@ -96,13 +97,18 @@ function conflict(
   );
 }
 
+/** What clients are asked to keep to. */
+export function blockBytesOf({ requestAlignment, blockBytes = 1 }: BlockLimits): number {
+  return Math.max(requestAlignment, blockBytes);
+}
+
 /**
  * A write may cover the last block, which would reach beyond the end of the node. Throws
  * OutportError. `used`: PERM_* bits.
  */
 export function checkWriteLength({ bytes, limits }: BlockNode, used: number): void {
   if ((used & PERM_WRITE) === 0 || (used & PERM_RESIZE) !== 0) return;
-  if (bytes % limits.requestAlignment === 0) return;
+  if (bytes % blockBytesOf(limits) === 0) return;
   throw new OutportError(
     "permission",
     "Cannot get 'write' permission without 'resize': " +

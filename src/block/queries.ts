@@ -85,7 +85,7 @@ function deviceInfo(node: GraphNode, flat: boolean): BlockDeviceInfo {
       "node-name": child.nodeName,
     })),
     active: node.active,
-    encrypted: false,
+    encrypted: info.description.image?.encrypted === true,
     detect_zeroes: definition.detectZeroes,
     // Throttling is the business of a filter.
     bps: 0,
@@ -135,10 +135,11 @@ export function imageFacts(node: GraphNode): Partial<ImageInfo> {
   const image: Partial<ImageInfo> = node.info.description.image ?? {};
   const below = primaryChild(node);
   if (image["dirty-flag"] === undefined && below !== undefined) return imageFacts(below);
-  const { "dirty-flag": dirtyFlag, "cluster-size": clusterBytes } = image;
+  const { "dirty-flag": dirtyFlag, "cluster-size": clusterBytes, snapshots } = image;
   return {
     ...(dirtyFlag === undefined ? {} : { "dirty-flag": dirtyFlag }),
     ...(clusterBytes === undefined ? {} : { "cluster-size": clusterBytes }),
+    ...(snapshots === undefined ? {} : { snapshots }),
   };
 }
 

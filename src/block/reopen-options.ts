@@ -130,7 +130,8 @@ export function checkUnchanged({ node, explicit, common, foreign }: ReopenEntry)
   before.set("node-name", node.nodeName);
   // QSD differs: it takes the node for active or inactive then, and keeps or lacks its locks.
   before.set("active", node.active);
-  const changeable = [...(node.driver.reopenable ?? []), ...RESETTABLE.slice(1)];
+  const { reopenable = [], changeable: own = [] } = node.driver;
+  const changeable = [...reopenable, ...own, ...RESETTABLE.slice(1)];
   for (const [name, value] of flatten(explicit)) {
     if (changeable.includes(name) || before.get(name) === value) continue;
     throw refusal(`Cannot change the option '${name}'`);

@@ -42,7 +42,7 @@ export async function reopenNodes(
   const { replaced, added, undo } = changeGraph(queue, parts);
   try {
     const nodes = queue.map(({ node }) => node);
-    await drained([...nodes, ...replaced], () => apply(nodes, [...replaced, ...added]));
+    await drained([...nodes, ...replaced], () => applyReopen(nodes, [...replaced, ...added]));
   } catch (error) {
     undo();
     throw error;
@@ -186,16 +186,27 @@ function define({ node, explicit, common }: ReopenEntry): () => void {
   };
 }
 
-/** In a drained section. `others`: children that came or went. */
-async function apply(nodes: readonly GraphNode[], others: readonly GraphNode[]): Promise<void> {
-  const plan = planPermissions([...nodes, ...others], new Set(nodes));
+/**
+ * Has the iothreads do what the graph says already, in a drained section: all of it, or it throws
+ * OutportError. `nodes`: those with other options or children; `others`: children that came or
+ * went; `users`: see NodesReopen.
+ */
+export async function applyReopen(
+  nodes: readonly GraphNode[],
+  others: readonly GraphNode[],
+  users?: NodesReopen["users"],
+): Promise<void> {
+  // Of users that come from elsewhere, QSD says what it says of new ones.
+  const reopened = new Set(users === undefined ? nodes : []);
+  const plan = planPermissions([...nodes, ...others], reopened);
   const begun: { iothread: Iothread; reopen: number; nodes: readonly GraphNode[] }[] = [];
   const infos = new Map<GraphNode, GraphNode["info"]>();
   try {
     for (const iothread of new Set(nodes.map((node) => node.iothread))) {
       const connected = bottomUp(nodes.filter((node) => node.iothread === iothread));
       const params = paramsFor(iothread, nodes, connected, plan);
-      const reply = await iothread.call("nodes-reopen", params);
+      const all = users === undefined ? params : { ...params, users };
+      const reply = await iothread.call("nodes-reopen", all);
       begun.push({ iothread, reopen: reply.reopen, nodes: connected });
       for (const [index, info] of reply.infos.entries()) infos.set(connected[index]!, info);
     }

@@ -28,6 +28,7 @@ export const blockExportCommonMembers = {
 /** One export as its type sees it. */
 export interface BlockExport {
   readonly id: string;
+  /** Another one when an overlay takes its place. */
   readonly node: GraphNode;
   readonly writable: boolean;
   readonly writethrough: boolean;
@@ -64,6 +65,8 @@ export interface ExportType {
    * drained sections, as requests under way must end. Throws OutportError, and nothing has changed.
    */
   suspend(exp: BlockExport): Promise<void>;
+  /** Its node is another one, which stands on `from`; in a drained section. Does not fail. */
+  onReplaced?(exp: BlockExport, from: GraphNode): Promise<void>;
   /** Serves on the iothread of its node, after suspend(). */
   resume(exp: BlockExport): Promise<void>;
 }

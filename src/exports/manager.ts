@@ -272,6 +272,7 @@ export class ExportManager {
     const permissions = { used, shared: PERM_ALL };
     const user: RootUser = {
       allowInactive: options["allow-inactive"] === true,
+      onReplaced: async (from) => type.onReplaced?.(exp, from),
       ...(options["fixed-iothread"] === true
         ? {}
         : { beforeMove: () => type.suspend(exp), afterMove: () => type.resume(exp) }),
@@ -279,7 +280,9 @@ export class ExportManager {
     const use = await this.#graph.attachRoot(node, permissions, user);
     const exp: BlockExport = {
       id: options.id,
-      node,
+      get node() {
+        return use.child;
+      },
       writable,
       writethrough: options.writethrough ?? false,
       multiThreaded: Array.isArray(options.iothread),

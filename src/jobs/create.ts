@@ -7,6 +7,7 @@ import type { BlockGraph, RootUse } from "../block/graph.ts";
 import { imageFilename } from "../block/image-names.ts";
 import { PERM_ALL, PERM_CONSISTENT_READ, PERM_RESIZE, PERM_WRITE } from "../block/node.ts";
 import { truncate } from "../block/resize.ts";
+import type { SecretFinder } from "../crypto/passphrase.ts";
 import type { ImageCreate } from "../iothread/messages.ts";
 import { type Iothread, type Iothreads, MAIN_LOOP } from "../iothread/pool.ts";
 import { ECANCELED, strerror } from "../runtime/errno.ts";
@@ -28,6 +29,7 @@ export interface CreateJobParts {
   readonly iothreads: Iothreads;
   readonly drivers: readonly BlockDriver[];
   readonly servedDevices: () => readonly number[];
+  readonly findSecret: SecretFinder;
 }
 
 /** `options`: BlockdevCreateOptions, checked. */
@@ -49,6 +51,7 @@ class CreateWork implements JobWork {
   #uses = new Map<string, RootUse>();
   /** What was there is gone already. */
   #emptied: RootUse[] = [];
+  #prepared: unknown;
   #cancel: () => void = () => {};
 
   constructor(parts: CreateJobParts, driver: string, creation: ImageCreation, options: Wire) {
@@ -67,10 +70,13 @@ class CreateWork implements JobWork {
     const { graph } = this.#parts;
     job.setRemaining(1);
     try {
+      const roles = [...this.#references.keys()];
+      const { findSecret } = this.#parts;
+      this.#prepared = await this.#creation.prepare?.(this.#options, findSecret, roles);
       await graph.exclusive(() => this.#attach());
       await this.#create(job);
     } catch (error) {
-      await graph.exclusive(() => this.#empty());
+      await graph.exclusive(() => this.#empty(this.#emptied));
       throw error;
     } finally {
       await graph.exclusive(() => this.#detach());
@@ -98,7 +104,7 @@ class CreateWork implements JobWork {
   async #setLength(use: RootUse, { bytes, keepsData }: TargetPlan): Promise<void> {
     if (!keepsData) {
       this.#emptied.push(use);
-      await this.#empty();
+      await this.#empty([use]);
     }
     try {
       if (use.child.info.bytes < bytes) await this.#truncate(use, bytes);
@@ -109,8 +115,8 @@ class CreateWork implements JobWork {
   }
 
   /** So that nothing of what was there is left. What can't be shorter is overwritten later. */
-  async #empty(): Promise<void> {
-    for (const use of this.#emptied) {
+  async #empty(uses: readonly RootUse[]): Promise<void> {
+    for (const use of uses) {
       try {
         await this.#truncate(use, 0);
       } catch (error) {
@@ -134,6 +140,7 @@ class CreateWork implements JobWork {
       jobId: job.id,
       driver: this.#driverName,
       options: this.#options,
+      prepared: this.#prepared,
       targets,
       servedDevices: this.#parts.servedDevices(),
     });

@@ -1,5 +1,5 @@
 /** What queries tell of a qcow2 image. Pure. Spec: qapi/block-core.json ImageInfoSpecificQCow2 */
-import { cipherAlgorithm, cipherMode, hashAlgorithm, ivGenAlgorithm } from "./crypto.ts";
+import { luksInfoMembers } from "./crypto.ts";
 import {
   arrayOf,
   bool,
@@ -13,29 +13,11 @@ import {
   union,
 } from "./scalars.ts";
 
-const luksSlot = object("QCryptoBlockInfoLUKSSlot", {
-  active: doc(bool, "A key is in it"),
-  iters: optional(int, "Iterations of the derivation of its key"),
-  stripes: optional(int, "Stripes of the split key"),
-  "key-offset": doc(int, "Where the key material lies, bytes"),
-});
-
 const encryption = union("ImageInfoSpecificQCow2Encryption", {
   base: { format: enumeration("BlockdevQcow2EncryptionFormat", ["aes", "luks"]) },
   tag: "format",
   branches: {
-    luks: {
-      "cipher-alg": doc(cipherAlgorithm, "Cipher"),
-      "cipher-mode": doc(cipherMode, "Mode of the cipher"),
-      "ivgen-alg": doc(ivGenAlgorithm, "How initialisation vectors are made"),
-      "ivgen-hash-alg": optional(hashAlgorithm, "Hash that makes them"),
-      "hash-alg": doc(hashAlgorithm, "Hash of the master key"),
-      "detached-header": doc(bool, "The header lies elsewhere"),
-      "payload-offset": doc(int, "Where the data begins, bytes"),
-      "master-key-iters": doc(int, "Iterations of the master key's digest"),
-      uuid: doc(str, "UUID of the volume"),
-      slots: doc(arrayOf(luksSlot), "Key slots"),
-    },
+    luks: luksInfoMembers,
   },
 });
 

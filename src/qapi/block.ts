@@ -1,6 +1,7 @@
 /** What queries tell of block nodes. Pure. Spec: qapi/block-core.json */
 import type { GenericSchema, InferOutput } from "valibot";
 import { imageInfoSpecificQcow2 } from "./block-qcow2.ts";
+import { imageInfoSpecificLuks } from "./crypto.ts";
 import {
   arrayOf,
   bool,
@@ -32,7 +33,7 @@ export const blockPermission = enumeration("BlockPermission", [
 
 export const preallocMode = enumeration("PreallocMode", ["off", "metadata", "falloc", "full"]);
 
-const snapshotInfo = object("SnapshotInfo", {
+export const snapshotInfo = object("SnapshotInfo", {
   id: doc(str, "Unique id of the snapshot"),
   name: doc(str, "Name given by the user"),
   "vm-state-size": doc(int, "Bytes of the machine's state"),
@@ -42,6 +43,7 @@ const snapshotInfo = object("SnapshotInfo", {
   "vm-clock-nsec": doc(int, "Nanoseconds of the machine clock"),
   icount: optional(int, "Instructions executed"),
 });
+export type SnapshotInfo = InferOutput<typeof snapshotInfo>;
 
 const blockLimitsInfo = object("BlockLimitsInfo", {
   "request-alignment": doc(uint32, "Alignment of requests, bytes"),
@@ -75,11 +77,12 @@ const imageInfoSpecificVmdk = object("ImageInfoSpecificVmdk", {
 
 /** One branch per driver that has something to add. */
 const imageInfoSpecific = union("ImageInfoSpecific", {
-  base: { type: enumeration("ImageInfoSpecificKind", ["qcow2", "vmdk", "file"]) },
+  base: { type: enumeration("ImageInfoSpecificKind", ["qcow2", "vmdk", "luks", "file"]) },
   tag: "type",
   branches: {
     qcow2: { data: imageInfoSpecificQcow2 },
     vmdk: { data: imageInfoSpecificVmdk },
+    luks: { data: imageInfoSpecificLuks },
     file: {
       data: object("ImageInfoSpecificFile", {
         "extent-size-hint": optional(uint64, "Extent size hint of the file, bytes"),

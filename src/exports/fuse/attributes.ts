@@ -6,6 +6,7 @@ import * as fuse from "../../abi/fuse.ts";
 import * as file from "../../abi/fuse-file.ts";
 import { S_IFDIR, S_IFREG } from "../../abi/linux.ts";
 import type { BlockNode } from "../../block/node.ts";
+import { blockBytesOf } from "../../block/permissions.ts";
 import type { Memory } from "../../io/memory.ts";
 import { EACCES, ENOTSUP, EPERM, EROFS } from "../../runtime/errno.ts";
 
@@ -79,7 +80,7 @@ export class Attributes {
     view.setUint32(attr + file.FUSE_ATTR_NLINK, 1, true);
     view.setUint32(attr + file.FUSE_ATTR_UID, this.#uid, true);
     view.setUint32(attr + file.FUSE_ATTR_GID, this.#gid, true);
-    view.setUint32(attr + file.FUSE_ATTR_BLKSIZE, limits.requestAlignment, true);
+    view.setUint32(attr + file.FUSE_ATTR_BLKSIZE, blockBytesOf(limits), true);
     return file.FUSE_ATTR_OUT_SIZE;
   }
 
@@ -92,7 +93,7 @@ export class Attributes {
     const { bytes, limits } = this.#options.node;
     const now = this.#options.nowSeconds();
     view.setUint32(stat + file.FUSE_STATX_MASK, STATX_BASIC_STATS, true);
-    view.setUint32(stat + file.FUSE_STATX_BLKSIZE, limits.requestAlignment, true);
+    view.setUint32(stat + file.FUSE_STATX_BLKSIZE, blockBytesOf(limits), true);
     view.setUint32(stat + file.FUSE_STATX_NLINK, 1, true);
     view.setUint32(stat + file.FUSE_STATX_UID, this.#uid, true);
     view.setUint32(stat + file.FUSE_STATX_GID, this.#gid, true);

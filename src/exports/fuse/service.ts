@@ -136,12 +136,14 @@ export class FuseService implements ExportService {
     const backend = new BlockBackend(reactor, findNode(nodeName), { writable, writethrough });
     this.#devices ??= new FuseDevices(reactor);
     const { linux } = reactor;
-    const { node } = backend;
     const passthrough = new Passthrough({
       linux,
       fd,
       exportId: id,
-      node,
+      // An overlay may take its place.
+      get node() {
+        return backend.node;
+      },
       writable,
       writethrough,
       growable,
@@ -155,7 +157,7 @@ export class FuseService implements ExportService {
       growable,
       allowOther,
       state,
-      resize: (bytes, atLeast) => resizeNode(nodeName, bytes, atLeast),
+      resize: (bytes, atLeast) => resizeNode(backend.node.nodeName, bytes, atLeast),
       extras: Passthrough.extras,
       passthrough,
       onAgreed: () => {},

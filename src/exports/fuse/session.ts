@@ -78,9 +78,16 @@ export class FuseSession implements RequestOwner, FuseSink {
     this.#parts = parts;
     this.#devices = devices;
     this.#agreed = state.agreed ?? null;
-    const { node, writable } = backend;
-    const nowSeconds = () => Math.floor(Date.now() / 1000);
-    this.attributes = new Attributes({ node, writable, allowOther, nowSeconds }, state);
+    const options = {
+      // An overlay may take its place.
+      get node() {
+        return backend.node;
+      },
+      writable: backend.writable,
+      allowOther,
+      nowSeconds: () => Math.floor(Date.now() / 1000),
+    };
+    this.attributes = new Attributes(options, state);
     this.#long = new LongRequests(this, parts.resize);
     this.#transports = [new FuseDevice(devices, fd, this)];
   }

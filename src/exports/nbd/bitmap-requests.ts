@@ -56,24 +56,34 @@ function chainOf(top: GraphNode): GraphNode[] {
 /** What an export holds of nodes other than its own. */
 export class BitmapHolds {
   #graph: BitmapGraph;
-  #exported: GraphNode;
+  #exp: { readonly node: GraphNode };
   #uses: RootUse[] = [];
+  /** All of them. */
+  #nodeNames: readonly string[] = [];
 
-  constructor(graph: BitmapGraph, exported: GraphNode) {
+  constructor(graph: BitmapGraph, exp: { readonly node: GraphNode }) {
     this.#graph = graph;
-    this.#exported = exported;
+    this.#exp = exp;
   }
 
   /** Inside exclusive(). Throws OutportError. */
   async hold(nodeNames: readonly string[]): Promise<void> {
+    this.#nodeNames = nodeNames;
     const nodes = new Set(nodeNames.flatMap((name) => this.#graph.find(name) ?? []));
-    nodes.delete(this.#exported);
-    for (const node of nodes) {
-      // It may move as long as the export moves along.
-      const user = { beforeMove: async () => this.checkTogether(node) };
-      const permissions = { used: 0, shared: PERM_ALL };
-      this.#uses.push(await this.#graph.attachRoot(node, permissions, user));
-    }
+    nodes.delete(this.#exp.node);
+    for (const node of nodes) await this.#hold(node);
+  }
+
+  /** The export's own node was this one. Inside exclusive(). */
+  async holdFormer(node: GraphNode): Promise<void> {
+    if (this.#nodeNames.includes(node.nodeName)) await this.#hold(node);
+  }
+
+  async #hold(node: GraphNode): Promise<void> {
+    // It may move as long as the export moves along.
+    const user = { beforeMove: async () => this.checkTogether(node) };
+    const permissions = { used: 0, shared: PERM_ALL };
+    this.#uses.push(await this.#graph.attachRoot(node, permissions, user));
   }
 
   /** Before a move of the exported node. Throws OutportError. */
@@ -82,7 +92,7 @@ export class BitmapHolds {
   }
 
   checkTogether(node: GraphNode): void {
-    if (connectedNodes(this.#exported).includes(node)) return;
+    if (connectedNodes(this.#exp.node).includes(node)) return;
     throw new OutportError("in-use", "Cannot change iothread of active block backend");
   }
 

@@ -61,8 +61,8 @@ import {
 } from "./request.ts";
 import { SendQueue } from "./send-queue.ts";
 
-/** From here on a write's payload goes from the socket to the file where it can. */
-const LONG_WRITE_BYTES_MIN = 64 * 1024;
+/** Beyond it a write's payload goes from socket to file if it can; up to it, a copy costs less. */
+const SHORT_WRITE_BYTES_MAX = 64 * 1024;
 /** Data of one piece: a read or write beyond it goes in several. */
 const PIECE_BYTES = 256 * 1024;
 /** A connection's share of the buffers is never less. */
@@ -495,7 +495,7 @@ export class NbdConnection implements RequestOwner {
       }
       return bytes <= this.pieceBytes && this.backend.node.isKnownData(header.offset, bytes);
     }
-    if (type === NBD_CMD_WRITE) return bytes > 0 && bytes < LONG_WRITE_BYTES_MIN;
+    if (type === NBD_CMD_WRITE) return bytes > 0 && bytes <= SHORT_WRITE_BYTES_MAX;
     return type !== NBD_CMD_BLOCK_STATUS;
   }
 

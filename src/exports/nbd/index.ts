@@ -80,6 +80,7 @@ export class NbdServer {
     delete: (exp) => this.#delete(exp),
     suspend: (exp) => this.#suspend(exp),
     resume: (exp) => this.#hosted.resume(exp),
+    onReplaced: async (exp, from) => this.#holds.get(exp.id)?.holdFormer(from),
   };
   #parts: NbdServerParts;
   #starting = false;
@@ -203,7 +204,7 @@ export class NbdServer {
     const { graph } = this.#parts;
     const bitmaps = bitmapRequests(graph, exp.node, options.bitmaps ?? []);
     const info = (await this.#hosted.open(exp, { ...options, bitmaps })) as ServedNbdExport;
-    const holds = new BitmapHolds(graph, exp.node);
+    const holds = new BitmapHolds(graph, exp);
     this.#holds.set(exp.id, holds);
     try {
       await holds.hold(info.bitmaps.map(({ nodeName }) => nodeName));

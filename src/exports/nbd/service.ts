@@ -9,6 +9,7 @@ import { NBD_MAX_BUFFER_SIZE } from "../../abi/nbd.ts";
 import type { DirtyBitmap } from "../../bitmaps/dirty-bitmap.ts";
 import { BlockBackend } from "../../block/backend.ts";
 import { type BlockNode, OP_FLUSH } from "../../block/node.ts";
+import { blockBytesOf } from "../../block/permissions.ts";
 import type { Reactor } from "../../io/reactor.ts";
 import type {
   BitmapPlace,
@@ -281,7 +282,8 @@ function infoOf(
   node: BlockNode,
   bitmaps: readonly BitmapPlace[],
 ): ServedNbdExport {
-  const { requestAlignment: min, transferBytesMax } = node.limits;
+  const { transferBytesMax } = node.limits;
+  const min = blockBytesOf(node.limits);
   const contexts = [BASE_ALLOCATION];
   if (options["allocation-depth"] === true) contexts.push(ALLOCATION_DEPTH);
   contexts.push(...bitmaps.map(({ name }, index) => bitmapContext(index, name)));

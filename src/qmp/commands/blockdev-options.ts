@@ -1,7 +1,7 @@
 /** What blockdev-add and blockdev-reopen take. Pure. Spec: qapi/block-core.json BlockdevOptions */
 import type { GenericSchema } from "valibot";
 import { blockdevCommonMembers } from "../../block/catalogue.ts";
-import type { BlockDriver } from "../../block/driver.ts";
+import type { BlockDriver, ChildRule } from "../../block/driver.ts";
 import {
   alternate,
   doc,
@@ -21,18 +21,11 @@ export function blockdevOptions(drivers: readonly BlockDriver[]): GenericSchema<
   const self: GenericSchema = lazy(() => options);
   const reference = alternate("BlockdevRef", [self, str]);
   const referenceOrNull = alternate("BlockdevRefOrNull", [self, str, nullValue]);
-  const branch = ({ children, members }: BlockDriver): ObjectMembers => {
-    const childrenAfter = (place: string | undefined): [string, GenericSchema][] =>
-      children
-        .filter(({ after }) => after === place)
-        .flatMap(({ role, optional: mayMiss, nullable }) => {
-          const schema = nullable === true ? referenceOrNull : reference;
-          const member = mayMiss ? optional(schema, CHILD) : doc(schema, CHILD);
-          return [[role, member], ...childrenAfter(role)];
-        });
-    const own = Object.entries(members).flatMap((member) => [member, ...childrenAfter(member[0])]);
-    return Object.fromEntries([...childrenAfter(undefined), ...own]);
-  };
+  const branch = ({ children, members }: BlockDriver): ObjectMembers =>
+    withChildren(children, members, ({ optional: mayMiss, nullable }) => {
+      const schema = nullable === true ? referenceOrNull : reference;
+      return mayMiss ? optional(schema, CHILD) : doc(schema, CHILD);
+    });
   const options: GenericSchema = union("BlockdevOptions", {
     base: {
       driver: doc(
@@ -49,6 +42,20 @@ export function blockdevOptions(drivers: readonly BlockDriver[]): GenericSchema<
     branchFeatures: Object.fromEntries(drivers.map(({ name, features = [] }) => [name, features])),
   });
   return options as GenericSchema<unknown, Wire>;
+}
+
+/** Members, with children before them or where they say that they stand. */
+export function withChildren<Rule extends Pick<ChildRule, "role" | "after">>(
+  children: readonly Rule[],
+  members: ObjectMembers,
+  schemaOf: (rule: Rule) => GenericSchema,
+): ObjectMembers {
+  const childrenAfter = (place: string | undefined): [string, GenericSchema][] =>
+    children
+      .filter(({ after }) => after === place)
+      .flatMap((rule) => [[rule.role, schemaOf(rule)], ...childrenAfter(rule.role)]);
+  const own = Object.entries(members).flatMap((member) => [member, ...childrenAfter(member[0])]);
+  return Object.fromEntries([...childrenAfter(undefined), ...own]);
 }
 
 const CHILD = "Node below: the name of one that exists, or its definition";

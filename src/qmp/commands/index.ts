@@ -13,6 +13,7 @@ import { type JobParts, jobCommands, jobEvents } from "./jobs.ts";
 import { miscCommands } from "./misc.ts";
 import { objectCommands } from "./object.ts";
 import { qomCommands } from "./qom.ts";
+import { type SnapshotParts, snapshotCommands } from "./snapshots.ts";
 import { type TransactionParts, transactionCommands } from "./transaction.ts";
 
 export interface CommandParts
@@ -22,6 +23,7 @@ export interface CommandParts
     GraphParts,
     BitmapParts,
     JobParts,
+    SnapshotParts,
     TransactionParts {
   readonly graph: BlockParts["graph"] & GraphParts["graph"];
   readonly objects: ObjectRegistry;
@@ -42,6 +44,7 @@ export function allCommands(parts: CommandParts): readonly AnyCommand[] {
     ...blockNodeCommands(parts),
     ...graphCommands(parts),
     ...bitmapCommands(parts),
+    ...snapshotCommands(parts),
     ...transactionCommands(parts),
     ...jobCommands(parts),
     ...exportCommands(parts),

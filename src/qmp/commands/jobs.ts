@@ -16,7 +16,7 @@ import {
   union,
 } from "../../qapi/scalars.ts";
 import type { AnyCommand, ObjectMembers } from "../../qapi/types.ts";
-import { blockdevOptions } from "./blockdev-options.ts";
+import { blockdevOptions, withChildren } from "./blockdev-options.ts";
 
 type Wire = Readonly<Record<string, unknown>>;
 
@@ -92,12 +92,12 @@ function createOptions(drivers: readonly BlockDriver[]): GenericSchema<unknown, 
     drivers.map(({ name }) => name),
   );
   const reference = alternate("BlockdevRef", [blockdevOptions(drivers), str]);
-  const branch = ({ creation }: BlockDriver): ObjectMembers => {
-    const nodes = creation?.nodes.map(({ role, optional: mayMiss }) => {
-      return [role, mayMiss ? optional(reference, NODE) : doc(reference, NODE)] as const;
-    });
-    return { ...Object.fromEntries(nodes ?? []), ...creation?.members(driverName) };
-  };
+  const branch = ({ creation }: BlockDriver): ObjectMembers =>
+    withChildren(
+      creation?.nodes ?? [],
+      creation?.members(driverName) ?? {},
+      ({ optional: mayMiss }) => (mayMiss ? optional(reference, NODE) : doc(reference, NODE)),
+    );
   // QSD differs: it lists all drivers, and has another error for those that make no images.
   const makers = drivers.filter(({ creation }) => creation !== undefined);
   const makerName = enumeration(

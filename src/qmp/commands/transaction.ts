@@ -1,6 +1,7 @@
 /** Several changes at once. Thread: main. Spec: qapi/transaction.json */
 import type { GenericSchema } from "valibot";
 import type { BitmapChange } from "../../bitmaps/bitmaps.ts";
+import type { SnapshotAction } from "../../block/snapshots.ts";
 import { abortStep, type Step } from "../../block/transactions.ts";
 import {
   blockDirtyBitmap,
@@ -9,13 +10,20 @@ import {
 } from "../../qapi/bitmaps.ts";
 import { defineCommand } from "../../qapi/define.ts";
 import { arrayOf, doc, enumeration, nothing, object, optional, union } from "../../qapi/scalars.ts";
+import {
+  blockdevSnapshot,
+  blockdevSnapshotInternal,
+  blockdevSnapshotSync,
+} from "../../qapi/snapshots.ts";
 import type { AnyCommand } from "../../qapi/types.ts";
 import { OutportError } from "../../util/error.ts";
+import type { SnapshotParts } from "./snapshots.ts";
 
 export interface TransactionParts {
   /** All of them or none, with no request in flight on any node. */
   readonly runSteps: (steps: readonly Step[]) => Promise<void>;
   readonly bitmapStep: (change: BitmapChange) => Step;
+  readonly snapshots: SnapshotParts["snapshots"];
 }
 
 /** What a transaction can do: the schema of its data, and how it is done. */
@@ -29,6 +37,11 @@ const bitmapAction = (type: BitmapChange["type"], data: GenericSchema): Action =
   step: ({ bitmapStep }, given) => bitmapStep({ type, data: given }),
 });
 
+const snapshotAction = (type: SnapshotAction["type"], data: GenericSchema): Action => ({
+  data,
+  step: ({ snapshots }, given) => snapshots.step({ type, data: given }),
+});
+
 const ACTIONS = {
   abort: { data: object("Abort", {}), step: () => abortStep },
   "block-dirty-bitmap-add": bitmapAction("add", blockDirtyBitmapAdd),
@@ -37,6 +50,12 @@ const ACTIONS = {
   "block-dirty-bitmap-enable": bitmapAction("enable", blockDirtyBitmap),
   "block-dirty-bitmap-disable": bitmapAction("disable", blockDirtyBitmap),
   "block-dirty-bitmap-merge": bitmapAction("merge", blockDirtyBitmapMerge),
+  "blockdev-snapshot": snapshotAction("blockdev-snapshot", blockdevSnapshot),
+  "blockdev-snapshot-internal-sync": snapshotAction(
+    "blockdev-snapshot-internal-sync",
+    blockdevSnapshotInternal,
+  ),
+  "blockdev-snapshot-sync": snapshotAction("blockdev-snapshot-sync", blockdevSnapshotSync),
 } as const satisfies Record<string, Action>;
 
 type ActionType = keyof typeof ACTIONS;

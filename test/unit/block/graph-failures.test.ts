@@ -13,6 +13,7 @@ import {
   PERM_WRITE,
   PERM_WRITE_UNCHANGED,
 } from "../../../src/block/node.ts";
+import { Snapshots } from "../../../src/block/snapshots.ts";
 import { OutportError } from "../../../src/util/error.ts";
 import { FakeIothreads, messageOf } from "../../support/iothread.ts";
 
@@ -32,6 +33,7 @@ async function setUp(before: (() => Promise<unknown>) | undefined): Promise<void
   await add({ driver: "raw", "node-name": "ri", file });
   await attach("r0", PERM_CONSISTENT_READ | PERM_WRITE, PERM_ALL & ~PERM_RESIZE, {
     allowInactive: true,
+    onReplaced: async () => {},
     beforeMove: async () => void moves.push("before"),
     afterMove: async () => void moves.push("after"),
   });
@@ -74,6 +76,23 @@ function dump(): string {
   return JSON.stringify({ nodes, threads }, null, 1);
 }
 
+const snapshots = () =>
+  new Snapshots({
+    graph,
+    checkOptions: (options) => options,
+    isBlockDevice: () => false,
+    servedDevices: () => [],
+    realTimeUs: () => 0,
+  });
+const overlay = (node: string, name: string) =>
+  snapshots().run({ type: "blockdev-snapshot", data: { node, overlay: name } });
+const addOverlay = (name: string) =>
+  add({
+    driver: "qcow2",
+    "node-name": name,
+    file: { driver: "file", "node-name": `${name}-file`, filename: `/${name}` },
+    backing: null,
+  });
 const reopen = (...options: Record<string, unknown>[]) => graph.blockdevReopen(options);
 const inline = (name: string, file: unknown) => ({ driver: "raw", "node-name": name, file });
 
@@ -135,6 +154,39 @@ const cases: readonly Case[] = [
     command: () => graph.blockdevSetActive("r0", true),
   },
   { does: "a move of a tree in use", command: () => move("r0", "io0") },
+  {
+    does: "blockdev-snapshot of a node in use",
+    before: () => addOverlay("q0"),
+    command: () => overlay("r0", "q0"),
+  },
+  {
+    does: "blockdev-snapshot below a parent, in another iothread",
+    before: async () => {
+      await addOverlay("q0");
+      await move("r0", "io0");
+    },
+    command: () => overlay("f0", "q0"),
+  },
+  {
+    does: "blockdev-snapshot of an inactive node",
+    before: async () => {
+      await addOverlay("q0");
+      await graph.blockdevSetActive("ri", false);
+    },
+    command: () => overlay("ri", "q0"),
+  },
+  {
+    does: "blockdev-snapshot-sync with an image that exists",
+    command: () => {
+      const data = {
+        "node-name": "r0",
+        "snapshot-file": "/q",
+        "snapshot-node-name": "q",
+        mode: "existing",
+      } as const;
+      return snapshots().run({ type: "blockdev-snapshot-sync", data });
+    },
+  },
   {
     does: "a further user",
     command: () => attach("r0", PERM_CONSISTENT_READ, PERM_ALL & ~PERM_WRITE_UNCHANGED),

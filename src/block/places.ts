@@ -2,7 +2,7 @@
  * How many may hold a buffer at a time while they need another one: with all buffers in such hands,
  * nobody would ever get his second one. Thread: iothread.
  */
-import type { Reactor } from "../../../io/reactor.ts";
+import type { Reactor } from "../io/reactor.ts";
 
 export class Places {
   #reactor: Reactor;
