@@ -3,6 +3,7 @@
  * order. Thread: main.
  */
 
+import { blockDrivers } from "./block/drivers/index.ts";
 import type { Option } from "./cli/arguments.ts";
 import type { CommandLine } from "./cli/command-line.ts";
 import { Background } from "./cli/daemonize.ts";
@@ -10,6 +11,7 @@ import { factsOfFailure } from "./cli/option-error.ts";
 import { applyOption } from "./cli/options.ts";
 import { writePidfile } from "./cli/pidfile.ts";
 import { makeLogger, prepare } from "./cli/prepare.ts";
+import { serveImage } from "./cli/quick-start.ts";
 import { Tracing } from "./cli/tracing.ts";
 import { MAIN_LOOP, MAIN_LOOP_POLL_MAX_NS } from "./iothread/pool.ts";
 import type { MonitorSettings } from "./objects/monitor-qmp.ts";
@@ -102,6 +104,7 @@ class Daemon {
           setPidfile: (path) => {
             this.#pidfile = path;
           },
+          serveImage: (path) => this.#serveImage(path),
         });
         if (answer === undefined) continue;
         this.#driver.process.stdout(answer.text);
@@ -121,6 +124,21 @@ class Daemon {
       this.#log("error", textOf(error), factsOfFailure(error, doing?.text));
       await this.shutDown(1, "an option failed");
     }
+  }
+
+  /** The quick start. */
+  #serveImage(path: string): Promise<void> {
+    const { process } = this.#driver;
+    const folder = this.#driver.env("XDG_RUNTIME_DIR") || "/tmp";
+    const parts = {
+      dispatcher: this.#parts.dispatcher,
+      drivers: blockDrivers,
+      linux: this.#linux,
+      log: this.#log,
+      defaultSocket: `${folder}/outport-${process.pid}.sock`,
+      print: (text: string) => process.stdout(text),
+    };
+    return serveImage(parts, path, this.#line.quickStart);
   }
 
   /** Exports newest first, jobs, the NBD server, flushed nodes, then what is main's. */

@@ -2,12 +2,14 @@
  * The composition root of the main thread: builds everything from its tables. Thread: main.
  */
 
+import { S_IFBLK, S_IFMT } from "./abi/linux.ts";
 import { type BitmapChange, Bitmaps } from "./bitmaps/bitmaps.ts";
 import { blockDrivers } from "./block/drivers/index.ts";
 import { BlockGraph } from "./block/graph.ts";
 import { announceCorruption } from "./block/image-corruption.ts";
 import { BlockQueries } from "./block/queries.ts";
 import { resizeNode, serveResizeRequests } from "./block/resize.ts";
+import { Snapshots } from "./block/snapshots.ts";
 import { runSteps, type Step } from "./block/transactions.ts";
 import { WriteThresholds } from "./block/write-thresholds.ts";
 import { Chardevs } from "./chardev/manager.ts";
@@ -36,6 +38,7 @@ import { parseJson } from "./qmp/json-stream.ts";
 import { Monitor } from "./qmp/monitor.ts";
 import type { RuntimeDriver } from "./runtime/driver.ts";
 import type { Linux } from "./runtime/linux.ts";
+import { statPlace } from "./runtime/linux-mount.ts";
 import type { Logger } from "./util/log.ts";
 
 export interface PartsOptions {
@@ -169,7 +172,7 @@ function makeObjects(parts: Unfinished, options: PartsOptions): void {
   });
 }
 
-function makeDispatcher(parts: Unfinished, { quit }: PartsOptions): Dispatcher {
+function makeDispatcher(parts: Unfinished, options: PartsOptions): Dispatcher {
   const { graph, writeThresholds, exports, nbdServer, types, objects, qom, chardevs } = parts;
   return new Dispatcher(
     allCommands({
@@ -179,6 +182,7 @@ function makeDispatcher(parts: Unfinished, { quit }: PartsOptions): Dispatcher {
       resize: (options) => resizeNode(graph, options),
       setWriteThreshold: (nodeName, offset) => writeThresholds.set(nodeName, offset),
       ...bitmapParts(graph),
+      snapshots: makeSnapshots(parts, options),
       jobs: parts.jobs,
       createImage: imageJobs(parts),
       exports,
@@ -187,19 +191,38 @@ function makeDispatcher(parts: Unfinished, { quit }: PartsOptions): Dispatcher {
       objects,
       qom,
       chardevs,
-      quit,
+      quit: options.quit,
     }),
   );
 }
 
+function makeSnapshots({ graph, fuse }: Parts, { driver, linux }: PartsOptions): Snapshots {
+  return new Snapshots({
+    graph,
+    checkOptions: (given) => check(imageOptions, given),
+    isBlockDevice: (path) => {
+      const status = statPlace(linux, path);
+      return typeof status !== "number" && (status.mode & S_IFMT) === S_IFBLK;
+    },
+    servedDevices: () => fuse.devices,
+    realTimeUs: driver.clock.realTimeUs,
+  });
+}
+
 /** Starts jobs that make images; who asked has to look at how they end. */
-function imageJobs({ graph, iothreads, jobs, fuse }: Parts): JobParts["createImage"] {
-  const parts = { graph, iothreads, drivers: blockDrivers, servedDevices: () => fuse.devices };
+function imageJobs({ graph, iothreads, jobs, fuse, objects }: Parts): JobParts["createImage"] {
+  const parts = {
+    graph,
+    iothreads,
+    drivers: blockDrivers,
+    servedDevices: () => fuse.devices,
+    findSecret: (id: string) => objects.find(id),
+  };
   const how = { autoFinalize: true, autoDismiss: false };
   return (id, options) => jobs.start(id, createJob(parts, options), how);
 }
 
-function bitmapParts(graph: BlockGraph): BitmapParts & TransactionParts {
+function bitmapParts(graph: BlockGraph): BitmapParts & Omit<TransactionParts, "snapshots"> {
   const bitmaps = new Bitmaps(graph);
   const bitmapStep =
     (change: BitmapChange): Step =>

@@ -81,6 +81,27 @@ export const BITMAPS_DIRECTORY_SIZE = 8;
 export const BITMAPS_DIRECTORY_OFFSET = 16;
 export const BITMAPS_EXTENSION_BYTES = 24;
 
+// A bitmap directory entry, up to its extra data and its name.
+export const BITMAP_TABLE_OFFSET = 0;
+export const BITMAP_TABLE_SIZE = 8;
+export const BITMAP_FLAGS = 12;
+export const BITMAP_TYPE = 16;
+export const BITMAP_GRANULARITY_BITS = 17;
+export const BITMAP_NAME_SIZE = 18;
+export const BITMAP_EXTRA_DATA_SIZE = 20;
+export const BITMAP_HEADER_BYTES = 24;
+export const BME_FLAG_IN_USE = 1 << 0;
+export const BME_FLAG_AUTO = 1 << 1;
+/** Those that are known here. */
+export const BME_FLAGS_MASK = 0x3;
+export const BT_DIRTY_TRACKING_BITMAP = 1;
+
+// Bits of bitmap table entries: of their upper and lower halves.
+export const BME_TABLE_ENTRY_RESERVED_HI = 0xff00_0000;
+export const BME_TABLE_ENTRY_RESERVED_LO = 0x0000_01fe;
+/** With no offset: all bits of the part are set. */
+export const BME_TABLE_ENTRY_FLAG_ALL_ONES_LO = 1;
+
 /** Entries of L1, refcount and standard L2 tables. */
 export const ENTRY_BYTES = 8;
 export const L2E_SIZE_NORMAL = 8;
@@ -98,28 +119,20 @@ export const OFFSET_MASK_LO = 0xffff_fe00;
 /** Of the refcount table: bits 9 to 63. */
 export const REFT_OFFSET_MASK_LO = 0xffff_fe00;
 
-// A snapshot table entry, up to its extra data.
-export const SNAPSHOT_L1_TABLE_OFFSET = 0;
-export const SNAPSHOT_L1_SIZE = 8;
-export const SNAPSHOT_ID_STR_SIZE = 12;
-export const SNAPSHOT_NAME_SIZE = 14;
-export const SNAPSHOT_DATE_SEC = 16;
-export const SNAPSHOT_DATE_NSEC = 20;
-export const SNAPSHOT_VM_CLOCK_NSEC = 24;
-export const SNAPSHOT_VM_STATE_SIZE = 32;
-export const SNAPSHOT_EXTRA_DATA_SIZE = 36;
-export const SNAPSHOT_HEADER_BYTES = 40;
-
 // Limits of QEMU's driver.
 export const MIN_CLUSTER_BITS = 9;
 export const MAX_CLUSTER_BITS = 21;
 export const QCOW_MAX_REFTABLE_SIZE = 8 * 1024 * 1024;
 export const QCOW_MAX_L1_SIZE = 32 * 1024 * 1024;
-export const QCOW_MAX_SNAPSHOTS = 65536;
-export const QCOW_MAX_SNAPSHOTS_SIZE = 64 * 1024 * QCOW_MAX_SNAPSHOTS;
-export const QCOW_MAX_SNAPSHOT_EXTRA_DATA = 1024;
 export const QCOW2_MAX_BITMAPS = 65535;
-export const QCOW2_MAX_BITMAP_DIRECTORY_SIZE = 64 * 1024 * 1024;
+export const QCOW2_MAX_BITMAP_DIRECTORY_SIZE = 1024 * QCOW2_MAX_BITMAPS;
+/** Entries of a bitmap's table. */
+export const BME_MAX_TABLE_SIZE = 0x800_0000;
+/** Bytes of a bitmap's bits. */
+export const BME_MAX_PHYS_SIZE = 0x2000_0000;
+export const BME_MAX_GRANULARITY_BITS = 31;
+export const BME_MIN_GRANULARITY_BITS = 9;
+export const BME_MAX_NAME_SIZE = 1023;
 export const DEFAULT_L2_CACHE_MAX_SIZE = 32 * 1024 * 1024;
 export const MIN_L2_CACHE_SIZE = 2;
 export const MIN_REFCOUNT_CACHE_SIZE = 4;

@@ -90,11 +90,6 @@ export class DirtyBitmap {
   }
 
   /** Throws OutportError. */
-  checkRemovable(): void {
-    this.checkIdle();
-    this.#checkNotReadOnly();
-  }
-
   checkIdle(): void {
     if (!this.busy) return;
     const what = "is currently in use by another operation and cannot be used";

@@ -19,6 +19,8 @@ const CHUNKS_MAX = 2 ** 22;
 const SERIAL_BYTES = 8;
 
 const NO_BITS = new Uint8Array(CHUNK_BYTES);
+/** Stands for every chunk that is set as a whole: nobody changes it. */
+const ALL_BITS = new Uint32Array(CHUNK_WORDS).fill(0xffff_ffff);
 
 /** The contents of a bitmap, structured-cloneable. */
 export interface HBitmapContent {
@@ -150,9 +152,50 @@ export class HBitmap {
     this.#bitCount = bitCount;
   }
 
-  /** All bits as QEMU keeps them in memory, in pieces; whole words of 64 bits, at least one. */
+  /** Length of all bits as QEMU keeps and stores them: whole words of 64 bits, at least one. */
+  get serializedBytes(): number {
+    return Math.max(1, Math.ceil(this.#bitCount / (SERIAL_BYTES * 8))) * SERIAL_BYTES;
+  }
+
+  /** A bit is set in bytes [at, at + bytes) of them. */
+  hasBits(at: number, bytes: number): boolean {
+    const end = Math.min((at + bytes) * 8, this.#bitCount);
+    return this.#nextBit(at * 8, end, true) >= 0;
+  }
+
+  /** Fills `target` with the bytes of them from `at` on; zeroes behind the end. */
+  serialize(at: number, target: Uint8Array): void {
+    for (let done = 0; done < target.length; ) {
+      const within = (at + done) % CHUNK_BYTES;
+      const part = Math.min(CHUNK_BYTES - within, target.length - done);
+      const words = this.#chunks[Math.floor((at + done) / CHUNK_BYTES)] ?? null;
+      const bytes = words === null ? NO_BITS : new Uint8Array(words.buffer);
+      target.set(bytes.subarray(within, within + part), done);
+      done += part;
+    }
+  }
+
+  /** The opposite, where no bit is set yet; what lies behind the end is ignored. */
+  deserialize(at: number, source: Uint8Array): void {
+    const length = Math.min(source.length, Math.ceil(this.#bitCount / 8) - at);
+    for (let done = 0; done < length; ) {
+      const index = Math.floor((at + done) / CHUNK_BYTES);
+      const within = (at + done) % CHUNK_BYTES;
+      const part = Math.min(CHUNK_BYTES - within, length - done);
+      const bytes = source.subarray(done, done + part);
+      done += part;
+      if (isZero(bytes)) continue;
+      const words = this.#chunkFor(index);
+      new Uint8Array(words.buffer).set(bytes, within);
+      const bitsLeft = this.#bitCount - index * CHUNK_BITS;
+      if (bitsLeft < CHUNK_BITS) fillBits(words, bitsLeft, CHUNK_BITS, false);
+      this.#putChunk(index, words);
+    }
+  }
+
+  /** All bits as QEMU keeps them in memory, in pieces. */
   *serialized(): Generator<Uint8Array> {
-    let left = Math.max(1, Math.ceil(this.#bitCount / (SERIAL_BYTES * 8))) * SERIAL_BYTES;
+    let left = this.serializedBytes;
     for (let index = 0; left > 0; index++) {
       const words = this.#chunks[index] ?? null;
       const bytes = words === null ? NO_BITS : new Uint8Array(words.buffer);
@@ -201,7 +244,11 @@ export class HBitmap {
       const index = Math.floor(bit / CHUNK_BITS);
       const start = index * CHUNK_BITS;
       const partEnd = Math.min(end, start + CHUNK_BITS);
-      if (this.#counts[index] !== CHUNK_BITS) {
+      if (partEnd - bit === CHUNK_BITS) {
+        this.#dirtyCount += CHUNK_BITS - this.#counts[index]!;
+        this.#counts[index] = CHUNK_BITS;
+        this.#chunks[index] = ALL_BITS;
+      } else if (this.#counts[index] !== CHUNK_BITS) {
         const added = fillBits(this.#chunkFor(index), bit - start, partEnd - start, true);
         this.#counts[index]! += added;
         this.#dirtyCount += added;
@@ -215,8 +262,8 @@ export class HBitmap {
       const index = Math.floor(bit / CHUNK_BITS);
       const start = index * CHUNK_BITS;
       const partEnd = Math.min(end, start + CHUNK_BITS);
-      const words = this.#chunks[index] ?? null;
-      if (words !== null) {
+      if ((this.#chunks[index] ?? null) !== null) {
+        const words = this.#chunkFor(index);
         const removed = fillBits(words, bit - start, partEnd - start, false);
         this.#counts[index]! -= removed;
         this.#dirtyCount -= removed;
@@ -227,7 +274,9 @@ export class HBitmap {
   }
 
   #chunkFor(index: number): Uint32Array {
-    const words = this.#chunks[index] ?? new Uint32Array(CHUNK_WORDS);
+    const known = this.#chunks[index] ?? null;
+    if (known !== null && known !== ALL_BITS) return known;
+    const words = known === null ? new Uint32Array(CHUNK_WORDS) : known.slice();
     this.#chunks[index] = words;
     return words;
   }
@@ -237,7 +286,7 @@ export class HBitmap {
     for (let i = 0; i < CHUNK_WORDS; i++) count += popcount(words[i]!);
     this.#dirtyCount += count - this.#counts[index]!;
     this.#counts[index] = count;
-    this.#chunks[index] = count === 0 ? null : words;
+    this.#chunks[index] = count === 0 ? null : count === CHUNK_BITS ? ALL_BITS : words;
   }
 }
 
@@ -273,6 +322,15 @@ function scan(words: Uint32Array, first: number, wanted: boolean): number {
     mask = 0xffffffff;
   }
   return -1;
+}
+
+/** `bytes`: part of a buffer of whole words, if it is long. */
+function isZero(bytes: Uint8Array): boolean {
+  const { buffer, byteOffset, length } = bytes;
+  if (byteOffset % 4 !== 0 || length % 4 !== 0) return bytes.every((byte) => byte === 0);
+  const words = new Uint32Array(buffer, byteOffset, length / 4);
+  for (let i = 0; i < words.length; i++) if (words[i] !== 0) return false;
+  return true;
 }
 
 function popcount(word: number): number {

@@ -51,12 +51,15 @@ export class NodeBitmaps {
     throw new OutportError("not-found", `Dirty bitmap '${name}' not found`);
   }
 
+  /** Throws OutportError. */
+  checkFree(name: string): void {
+    if (this.find(name) === undefined) return;
+    throw new OutportError("in-use", `Bitmap already exists: ${name}`);
+  }
+
   /** Throws OutportError, also when others write to the node past us. */
   add(bitmap: DirtyBitmap): void {
-    const { name } = bitmap;
-    if (this.find(name) !== undefined) {
-      throw new OutportError("in-use", `Bitmap already exists: ${name}`);
-    }
+    this.checkFree(bitmap.name);
     if (this.#list.length === 0) addWriteObserver(this.#node, this.#mark);
     this.#list.unshift(bitmap);
   }

@@ -2,6 +2,7 @@
  * What main does to the dirty bitmaps of an iothread: each action takes effect at once, in a
  * drained section, and is kept or taken back later. Thread: iothread.
  */
+import { isInactive } from "../block/inactive-nodes.ts";
 import type { BlockNode } from "../block/node.ts";
 import type { BitmapAction, BitmapPlace, IothreadHandlersOf } from "../iothread/messages.ts";
 import { assert, OutportError } from "../util/error.ts";
@@ -93,8 +94,13 @@ export class BitmapService {
 
   async #remove(action: BitmapPlace): Promise<Undo> {
     const bitmap = this.#find(action);
-    bitmap.checkRemovable();
     const node = this.#node(action.nodeName);
+    bitmap.checkIdle();
+    if (bitmap.persistent && (!node.writable || isInactive(node))) {
+      const access = `no write access to node '${action.nodeName}'`;
+      const text = `Cannot remove persistent bitmap '${action.name}': ${access}`;
+      throw new OutportError("permission", text);
+    }
     // If it comes back, the image gets it again when it is closed.
     if (bitmap.persistent) await node.removeStoredBitmap?.(bitmap.name);
     // Nobody uses it from here on, whoever still finds it.

@@ -31,8 +31,18 @@ export interface NodeOpen extends CommonNodeOptions {
   readonly active?: boolean;
   /** See BlockDriver.bind(). */
   readonly bound?: unknown;
+  /** The master key, if the image is encrypted; wiped when it is open. See ImageLock. */
+  readonly key?: Uint8Array;
   /** Of a node that comes from another iothread: see BlockNode.handOver(). */
   readonly handedOver?: unknown;
+}
+
+/** What a passphrase must open to get at an encrypted image: see crypto/luks-lock.ts. */
+export interface ImageLock {
+  /** Checked. */
+  readonly header: Uint8Array;
+  /** Of each key slot: null when it is not in use, or why it can't be read. */
+  readonly materials: readonly (Uint8Array | string | null)[];
 }
 
 /** A child that an image names, as options of BlockdevOptions; not checked. */
@@ -80,6 +90,8 @@ export interface NodesReopen {
   readonly permissions: readonly NodePermissions[];
   /** All whose length may follow, children first. */
   readonly connected: readonly string[];
+  /** Those who use a node from outside, and follow, use another one. */
+  readonly users?: { readonly from: string; readonly to: string };
 }
 
 /** Of blockdev-create. */
@@ -90,6 +102,8 @@ export interface ImageCreate {
   readonly options: Readonly<Record<string, unknown>>;
   /** By member, what the image is made on; long enough. */
   readonly targets: Readonly<Record<string, { nodeName: string; filename: string }>>;
+  /** See ImageCreation.prepare(). */
+  readonly prepared?: unknown;
   /** See CreateContext. */
   readonly servedDevices: readonly number[];
 }
@@ -224,6 +238,8 @@ export interface IothreadCalls {
   "node-open": [NodeOpen, NodeInfo];
   /** Before "node-open", with the "file" child only: see BlockDriver.impliedChildren(). */
   "node-implied": [NodeOpen, readonly ImpliedChild[]];
+  /** Before "node-open", with all children: see BlockDriver.encryption. Null: it has no lock. */
+  "node-lock": [NodeOpen, ImageLock | null];
   /** Flushes a writable node, closes it. Its parents are closed already. */
   "node-close": [{ nodeName: string }, null];
   /**
@@ -237,6 +253,15 @@ export interface IothreadCalls {
   "nodes-reopen": [NodesReopen, { reopen: number; infos: readonly NodeInfo[] }];
   /** Keeps all of it, or takes all of it back. */
   "nodes-reopen-end": [{ reopen: number; keep: boolean }, null];
+  /** An internal snapshot, in a drained section: its id, or -errno. */
+  "snapshot-take": [
+    { nodeName: string; name: string; timeUs: number },
+    { readonly id: string } | number,
+  ];
+  /** 0 or -errno. In a drained section. */
+  "snapshot-delete": [{ nodeName: string; id: string; name: string }, number];
+  /** change-backing-file: 0 or -errno. In a drained section. */
+  "node-backing-file": [{ nodeName: string; backingFile: string; format: string }, number];
   "nodes-query": [{ nodeNames: readonly string[] }, readonly NodeInfo[]];
   "nodes-statistics": [{ nodeNames: readonly string[] }, readonly NodeStatistics[]];
   /** block_resize, in a drained section. Replies the info of each of `connected`. */

@@ -159,6 +159,6 @@ describe("fuzz", () => {
         for (let step = 0; step < steps; step++) await kernel.step();
         await kernel.end();
       }
-    }, 120_000);
+    }, 180_000);
   }
 });

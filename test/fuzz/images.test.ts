@@ -123,6 +123,6 @@ describe("damaged images", () => {
         if (await attempt(image, bytes, random)) opened++;
       }
       expect(opened).toBeGreaterThan(CASES / 50);
-    }, 120_000);
+    }, 180_000);
   }
 });

@@ -17,7 +17,7 @@ import { concat, infoData, option, request, u32 } from "../support/nbd-wire.ts";
 import { sleep } from "../support/process.ts";
 import { fuzzCases, Random, randomSeed } from "../support/random.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(180_000);
 
 /** Writes of bad clients go beyond it; the good one reads below. */
 const GOOD_BYTES = 2 * MiB;

@@ -30,7 +30,7 @@ import { request } from "../support/nbd-wire.ts";
 import { fuzzCases, Random, randomSeed } from "../support/random.ts";
 import { ENGINES, runOn } from "../support/reactor.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(180_000);
 
 const MODES = ["simple", "structured", "extended"] as const;
 /** The good clients' part of the disk; the bad ones change what lies beyond. */

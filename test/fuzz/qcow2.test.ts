@@ -3,7 +3,7 @@
  * requests succeed or fail; nothing throws, hangs, or writes to where the header is.
  */
 import { afterAll, describe, expect, test } from "bun:test";
-import { closeSync, openSync, readFileSync, readSync, writeFileSync } from "node:fs";
+import { closeSync, openSync, readSync, writeFileSync } from "node:fs";
 import * as abi from "../../src/abi/qcow2.ts";
 import {
   type BlockStatus,
@@ -19,21 +19,30 @@ import type { Reactor } from "../../src/io/reactor.ts";
 import { OutportError } from "../../src/util/error.ts";
 import { Payload } from "../support/block.ts";
 import { temporaryDirectory } from "../support/images.ts";
-import { emptyImage } from "../support/qcow2-header.ts";
 import { type OpenedImage, openQcow2 } from "../support/qcow2-rig.ts";
 import { fuzzCases, Random, randomSeed } from "../support/random.ts";
 import { makeReactor, runOn } from "../support/reactor.ts";
+import {
+  COMPRESSED_DATA,
+  L1_TABLE,
+  L2_TABLE,
+  REFCOUNT_BLOCK,
+  REFCOUNT_TABLE,
+  soundImage,
+  withCompressed,
+  withSnapshot,
+} from "./corpus/make.ts";
 
 const CASES = fuzzCases(150);
 const REQUESTS = 12;
 const REQUEST_BYTES = 128 * 1024;
-/** What is changed most: header, refcount table and block, L1 and L2 table of emptyImage(). */
+/** What is changed most: header, refcount table and block, L1 and L2 table of soundImage(). */
 const REGIONS = [
   [0, 128],
-  [0x10000, 16],
-  [0x20000, 64],
-  [0x30000, 16],
-  [0x40000, 256],
+  [REFCOUNT_TABLE, 16],
+  [REFCOUNT_BLOCK, 64],
+  [L1_TABLE, 16],
+  [L2_TABLE, 256],
 ] as const;
 const DISK_BYTES = 64 * 1024 * 1024;
 
@@ -73,20 +82,31 @@ function fixedFields(path: string): Uint8Array {
   return header;
 }
 
-async function sound(path: string): Promise<Uint8Array> {
-  writeFileSync(path, emptyImage());
-  const image = await openQcow2(reactor, { path });
-  for (const cluster of [0, 1, 5, 9]) {
-    const offset = cluster * 65536;
-    await runOn(reactor, () => image.backend.request(OP_WRITE, offset, 65536, payload.address, 0));
-  }
-  await image.close();
-  return new Uint8Array(readFileSync(path));
+/** Images to damage, and where. */
+function bases(): readonly (readonly [image: Uint8Array, regions: Regions])[] {
+  const plain = soundImage();
+  const full = withSnapshot(withCompressed(plain.slice()));
+  const subclusters = plain.slice();
+  const view = new DataView(subclusters.buffer);
+  view.setUint32(abi.HEADER_INCOMPATIBLE_FEATURES + 4, abi.QCOW2_INCOMPAT_EXTL2);
+  // Entries of twice the size: all of the first two clusters is data.
+  view.setBigUint64(L2_TABLE + 8, 0xffff_ffffn);
+  view.setBigUint64(L2_TABLE + 16, view.getBigUint64(L2_TABLE + 40));
+  view.setBigUint64(L2_TABLE + 24, 0xffff_0000_0000_ffffn);
+  view.setBigUint64(L2_TABLE + 40, 0n);
+  view.setBigUint64(L2_TABLE + 72, 0n);
+  return [
+    [plain, REGIONS],
+    [full, [...REGIONS, [plain.length, 80], [COMPRESSED_DATA, 64]]],
+    [subclusters, REGIONS],
+  ];
 }
 
-function damage(image: Uint8Array, random: Random): void {
+type Regions = readonly (readonly [start: number, bytes: number])[];
+
+function damage(image: Uint8Array, regions: Regions, random: Random): void {
   for (let i = random.below(4) + 1; i > 0; i--) {
-    const [start, bytes] = random.pick(REGIONS);
+    const [start, bytes] = random.pick(regions);
     const at = start + random.below(bytes);
     image[at] = random.chance(0.5) ? image[at]! ^ (1 << random.below(8)) : random.below(256);
   }
@@ -96,13 +116,14 @@ describe("qcow2", () => {
   test("survives damaged metadata", async () => {
     await using folder = await temporaryDirectory();
     const path = folder.file("image.qcow2");
-    const original = await sound(path);
+    const images = bases();
     const first = randomSeed();
     let opened = 0;
     for (let i = 0; i < CASES; i++) {
       const random = new Random(first + i);
+      const [original, regions] = images[i % images.length]!;
       const bytes = original.slice();
-      damage(bytes, random);
+      damage(bytes, regions, random);
       writeFileSync(path, bytes);
       const before = fixedFields(path);
       let image: OpenedImage;
@@ -120,5 +141,5 @@ describe("qcow2", () => {
     }
     // Most damage shows only in use, or not at all.
     expect(opened).toBeGreaterThan(CASES / 5);
-  }, 120_000);
+  }, 180_000);
 });

@@ -153,6 +153,11 @@ export class GuestModel {
     };
   }
 
+  /** Of each sector: what it may hold now. Nothing is in flight. */
+  capture(): ReadonlySet<number>[] {
+    return this.#sectors.map(({ now }) => new Set(now));
+  }
+
   /** Empty, or what is wrong with the bytes of one sector. */
   check(sector: number, bytes: Uint8Array, when: "now" | "durable"): string {
     return checkSector(sector, bytes, this.#sectors[sector]![when]);

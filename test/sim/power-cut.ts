@@ -45,6 +45,11 @@ export interface PowerCutSubject {
    * the driver has closed it, and it was never cut.
    */
   check(image: Uint8Array, clean: boolean): string;
+  /**
+   * Now and then while the guest works, with nothing in flight: what else happens to the image.
+   * Returns what is wrong unless the power has failed meanwhile, or nothing.
+   */
+  interrupt?(node: BlockNode, random: Random, model: GuestModel): Promise<string>;
   /** What the guest's disk holds, by someone else than the driver. */
   read?(image: Uint8Array): Uint8Array;
 }
@@ -172,6 +177,7 @@ class Session {
   #disk: SimDisk;
   #stopped = false;
   #problem = "";
+  #interrupted: Promise<void> = Promise.resolve();
 
   constructor(reactor: Reactor, subject: PowerCutSubject, random: Random, node: SimDiskNode) {
     this.#reactor = reactor;
@@ -218,12 +224,31 @@ class Session {
     if (failures > 0) disk.fails = () => (random.chance(failures) ? -EIO : 0);
     let left = requests;
     const one = async (): Promise<void> => {
-      while (left-- > 0 && !this.#stopped) await this.#request(backend, model, options);
+      while (left-- > 0 && !this.#stopped) {
+        await this.#request(backend, model, options);
+        if (this.#subject.interrupt !== undefined && random.chance(0.1)) {
+          await this.#interrupt(backend, node, model);
+        }
+      }
     };
     await Promise.all(Array.from({ length: 1 + random.below(depthMax) }, one));
     disk.fails = () => 0;
     await backend.close();
     await node.close();
+  }
+
+  async #interrupt(backend: BlockBackend, node: BlockNode, model: GuestModel): Promise<void> {
+    const before = this.#interrupted;
+    const all = before.then(async () => {
+      await backend.drain();
+      if (!this.#stopped) {
+        const wrong = await this.#subject.interrupt!(node, this.#random, model);
+        if (!this.#stopped) this.#problem ||= wrong;
+      }
+      backend.resume();
+    });
+    this.#interrupted = all;
+    await all;
   }
 
   /** Every sector through the driver, which then closes the image. Returns that. */

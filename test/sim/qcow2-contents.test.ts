@@ -17,7 +17,7 @@ import { firstVersions } from "./guest-model.ts";
 import { type PowerCutOptions, runManyPowerCuts } from "./power-cut.ts";
 import { qcow2Subject } from "./qcow2-subject.ts";
 
-setDefaultTimeout(120_000);
+setDefaultTimeout(180_000);
 
 interface Variant {
   readonly name: string;

@@ -108,7 +108,7 @@ describe("a failing disk", () => {
       }
     }
     expect(failures > 20).toBe(true);
-  }, 120_000);
+  }, 180_000);
 
   test("flushes what there was room for when it is full", async () => {
     // A refcount block counts 64 clusters: the next one is what there is no room for.

@@ -2,6 +2,7 @@
 import {
   checkImage,
   describeCorruptions,
+  type ImageParts,
   memorySource,
   Qcow2Image,
 } from "../support/qcow2-reader.ts";
@@ -17,13 +18,15 @@ export interface Qcow2SubjectParts {
   /** The image has firstVersions() of so many bytes, and so have all of its snapshots. */
   readonly contentBytes?: number;
   readonly open: PowerCutSubject["open"];
+  readonly decrypt?: ImageParts["decrypt"];
 }
 
 export function qcow2Subject(parts: Qcow2SubjectParts): PowerCutSubject {
-  const { image, backing, contentBytes = 0, open } = parts;
+  const { image, backing, contentBytes = 0, open, decrypt } = parts;
   const imageOf = (content: Uint8Array): Qcow2Image => {
     const below = backing === undefined ? null : memorySource(backing);
-    return new Qcow2Image({ source: memorySource(content), backing: below });
+    const source = memorySource(content);
+    return new Qcow2Image({ source, backing: below, ...(decrypt && { decrypt }) });
   };
   const { header } = imageOf(image);
   const firstSectors = Math.max(backing?.length ?? 0, contentBytes) / SECTOR_BYTES;

@@ -8,6 +8,7 @@ import { QCOW2_INCOMPAT_DIRTY } from "../../src/abi/qcow2.ts";
 import { qcow2 } from "../../src/block/drivers/qcow2/index.ts";
 import { openContext } from "../support/block.ts";
 import { run } from "../support/clients.ts";
+import { decryptSector, encryptedImage } from "../support/encrypted-image.ts";
 import { temporaryDirectory } from "../support/images.ts";
 import { randomSeed } from "../support/random.ts";
 import { makeReactor } from "../support/reactor.ts";
@@ -81,14 +82,28 @@ describe("qcow2 survives power cuts", () => {
   for (const variant of variants) {
     test(variant.create, async () => {
       await runManyPowerCuts(reactor, await subjectOf(variant), first, SEEDS);
-    }, 120_000);
+    }, 180_000);
   }
+
+  test("encrypted", async () => {
+    const { image, key } = await encryptedImage();
+    const options = { encrypt: { format: "luks", "key-secret": "key" } };
+    const subject = qcow2Subject({
+      image,
+      decrypt: (host, sector) => decryptSector(key, host, sector),
+      open: (_reactor, disk) => {
+        const some = { children: { file: disk }, options, discardUnmap: true };
+        return qcow2.open(openContext(reactor, { ...some, key: key.slice() }));
+      },
+    });
+    await runManyPowerCuts(reactor, subject, first, SEEDS);
+  }, 180_000);
 
   for (const variant of [1, 3, 4, 5, 6]) {
     const { create } = variants[variant]!;
     test(`also on a disk that fails at times: ${create}`, async () => {
       const subject = await subjectOf(variants[variant]!);
       await runManyPowerCuts(reactor, subject, first, SEEDS, { failures: 0.01 });
-    }, 120_000);
+    }, 180_000);
   }
 });

@@ -13,7 +13,7 @@ export {
   describeCorruptions,
 } from "./qcow2-reader/check.ts";
 export type { BitmapEntry, Header, Snapshot } from "./qcow2-reader/header.ts";
-export { type Mapping, Qcow2Image } from "./qcow2-reader/image.ts";
+export { type ImageParts, type Mapping, Qcow2Image } from "./qcow2-reader/image.ts";
 export { FileSource, memorySource, type Source } from "./qcow2-reader/source.ts";
 
 const QCOW2_MAGIC = "QFI\xfb";

@@ -18,6 +18,8 @@ export interface ImageFiles {
   readonly options?: Readonly<Record<string, unknown>>;
   readonly readOnly?: boolean;
   readonly discardUnmap?: boolean;
+  /** Of an encrypted image. */
+  readonly key?: Uint8Array;
 }
 
 export interface OpenedImage {
@@ -53,6 +55,7 @@ export async function openQcow2(reactor: Reactor, files: ImageFiles): Promise<Op
       ...common,
       discardUnmap: some.discardUnmap ?? true,
       options: some.options ?? {},
+      ...(some.key === undefined ? {} : { key: some.key }),
       children,
     });
     const node = await (format === "raw" ? raw : qcow2).open(context);

@@ -65,6 +65,10 @@ class CopyOnReadNode extends FilterNode {
     return 0;
   }
 
+  writeCompressed(offset: number, bytes: number, address: number): Promise<number> {
+    return this.passCompressed(offset, bytes, address);
+  }
+
   override async writeZeroes(offset: number, bytes: number, flags: number): Promise<number> {
     const result = await super.writeZeroes(offset, bytes, flags);
     this.#settled.cut(offset, offset + bytes);
@@ -127,11 +131,11 @@ export const copyOnRead: BlockDriver = {
   },
 };
 
-/** How many layers down `bottom` is, under the filter `top`. */
+/** The depth of `bottom` in block status that the child of `top` tells; filters count, too. */
 function depthOf(bottom: NodeView, top: NodeView): number {
   let depth = 0;
   for (let node: NodeView | undefined = below(top); node !== undefined; node = below(node)) {
-    if (node.driver.filtered === undefined) depth++;
+    depth++;
     if (node === bottom) return depth;
   }
   // QSD differs: it goes round in circles from then on.

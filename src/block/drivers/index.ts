@@ -3,8 +3,10 @@ import type { BlockDriver } from "../driver.ts";
 import { blkdebug } from "./blkdebug/index.ts";
 import { blklogwrites } from "./blklogwrites/index.ts";
 import { blkverify } from "./blkverify.ts";
+import { compress } from "./compress.ts";
 import { copyOnRead } from "./copy-on-read.ts";
 import { file, hostDevice } from "./file/index.ts";
+import { luks } from "./luks/index.ts";
 import { nullAio, nullCo } from "./null.ts";
 import { qcow2 } from "./qcow2/index.ts";
 import { raw } from "./raw.ts";
@@ -18,9 +20,11 @@ export const blockDrivers: readonly BlockDriver[] = [
   blkdebug,
   blklogwrites,
   blkverify,
+  compress,
   copyOnRead,
   file,
   hostDevice,
+  luks,
   nullAio,
   nullCo,
   qcow2,

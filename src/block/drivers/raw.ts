@@ -143,6 +143,7 @@ class RawNode implements BlockNode {
 
   blockStatus(offset: number, bytes: number, out: BlockStatus): number | Promise<number> {
     const inside = Math.min(bytes, this.#childBytes - offset);
+    // QSD differs: of a chain below it knows the topmost image only, and calls the rest holes.
     if (inside > 0) return this.#child.blockStatus(offset + this.#offset, inside, out);
     out.flags = STATUS_ZERO | STATUS_ALLOCATED;
     out.bytes = bytes;

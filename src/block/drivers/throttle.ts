@@ -58,6 +58,11 @@ class ThrottleNode extends FilterNode {
     return super.writeData(offset, bytes, address, flags);
   }
 
+  async writeCompressed(offset: number, bytes: number, address: number): Promise<number> {
+    await this.#enter(THROTTLE_WRITE, bytes);
+    return this.passCompressed(offset, bytes, address);
+  }
+
   override async writeZeroes(offset: number, bytes: number, flags: number): Promise<number> {
     await this.#enter(THROTTLE_WRITE, bytes);
     return super.writeZeroes(offset, bytes, flags);
@@ -83,7 +88,7 @@ class ThrottleNode extends FilterNode {
     this.#queue.drainEnd();
   }
 
-  async reopen(context: OpenContext): Promise<ReopenedNode> {
+  override async reopen(context: OpenContext): Promise<ReopenedNode> {
     const before = { context: this.context, group: this.#queue.group };
     const group = joinGroup(context);
     this.use(context);

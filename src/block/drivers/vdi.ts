@@ -78,6 +78,12 @@ export const vdi: BlockDriver = {
   children: [{ role: "file", optional: false }],
   reopenable: [],
   childPermissions: readOnlyPermissions,
+  onlyReads: true,
+  probe(start) {
+    if (start.length < SIGNATURE + 4) return false;
+    const view = new DataView(start.buffer, start.byteOffset, start.length);
+    return view.getUint32(SIGNATURE, true) === VDI_SIGNATURE;
+  },
   async open(context: OpenContext) {
     const tables = openReadOnly(context);
     const header = parseHeader(await tables.header(0, HEADER_BYTES, "Could not read VDI header"));

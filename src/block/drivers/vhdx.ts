@@ -9,6 +9,7 @@ import { OutportError } from "../../util/error.ts";
 import { SECTOR_BYTES } from "../description.ts";
 import type { BlockDriver, OpenContext } from "../driver.ts";
 import { type ImageTables, PAGE_FOUND, PAGE_MISSING } from "../image-tables.ts";
+import { startsWith } from "../probe.ts";
 import {
   couldNotOpen,
   DAMAGED,
@@ -26,6 +27,7 @@ import {
 const KiB = 1024;
 const MiB = 1024 * KiB;
 
+const FILE_SIGNATURE = "vhdxfile";
 const HEADER_OFFSETS = [64 * KiB, 128 * KiB];
 const HEADER_BYTES = 4 * KiB;
 /** Of it, what means something. */
@@ -125,6 +127,8 @@ export const vhdx: BlockDriver = {
   children: [{ role: "file", optional: false }],
   reopenable: [],
   childPermissions: readOnlyPermissions,
+  onlyReads: true,
+  probe: (start) => startsWith(start, FILE_SIGNATURE),
   async open(context: OpenContext) {
     const image = new Opening(context, openReadOnly(context));
     await image.readHeaders();
@@ -157,7 +161,7 @@ class Opening {
 
   async readHeaders(): Promise<void> {
     const identifier = await this.#read(0, 8);
-    if (textAt(identifier, 0, 8) !== "vhdxfile") throw this.#failed(EINVAL);
+    if (textAt(identifier, 0, 8) !== FILE_SIGNATURE) throw this.#failed(EINVAL);
     const headers: (DataView | null)[] = [];
     for (const offset of HEADER_OFFSETS) {
       const header = await this.#read(offset, HEADER_BYTES);

@@ -9,6 +9,7 @@ import { assert, OutportError } from "../../util/error.ts";
 import { LENGTH_MAX, SECTOR_BYTES } from "../description.ts";
 import type { BlockDriver, OpenContext } from "../driver.ts";
 import { type ImageTables, PAGE_FOUND, PAGE_MISSING } from "../image-tables.ts";
+import { startsWith } from "../probe.ts";
 import {
   couldNotOpen,
   DAMAGED,
@@ -27,6 +28,7 @@ import {
 
 const VMDK3_MAGIC = "COWD";
 const VMDK4_MAGIC = "KDMV";
+const DESCRIPTOR_START = "# Disk DescriptorFile";
 const VMDK4_GD_AT_END = 2n ** 64n - 1n;
 const VMDK4_COMPRESSION_DEFLATE = 1;
 const VMDK4_FLAG_ZERO_GRAIN = 1 << 2;
@@ -177,6 +179,9 @@ export const vmdk: BlockDriver = {
   ],
   reopenable: [],
   childPermissions: readOnlyPermissions,
+  onlyReads: true,
+  probe: (start) =>
+    [VMDK4_MAGIC, VMDK3_MAGIC, DESCRIPTOR_START].some((text) => startsWith(start, text)),
   async open(context: OpenContext) {
     const tables = openReadOnly(context);
     const header = parseHeader(context, tables, await readHeader(tables));

@@ -8,6 +8,7 @@ import { OutportError } from "../../util/error.ts";
 import { SECTOR_BYTES } from "../description.ts";
 import type { BlockDriver, OpenContext } from "../driver.ts";
 import { type ImageTables, PAGE_FOUND, PAGE_MISSING } from "../image-tables.ts";
+import { startsWith } from "../probe.ts";
 import {
   couldNotOpen,
   DAMAGED,
@@ -29,8 +30,8 @@ const VHD_MAX_SECTORS = 0xff00_0000;
 const VHD_CHS_MAX_SECTORS = 65535 * 16 * 255;
 const UNALLOCATED = 0xffff_ffff;
 const BAT_ENTRY_BYTES = 4;
-/** Programs that mean the size that they write, whatever the geometry says. */
-const SIZE_WRITERS = ["win ", "qem2", "d2v ", "tap\0", "CTXS", "wa\0\0"];
+/** Programs that mean the geometry that they write, whatever the size says. */
+const GEOMETRY_WRITERS = ["vpc ", "qemu"];
 
 const FOOTER_BYTES = 512;
 const FOOTER_DATA_OFFSET = 16;
@@ -91,6 +92,9 @@ export const vpc: BlockDriver = {
   children: [{ role: "file", optional: false }],
   reopenable: [],
   childPermissions: readOnlyPermissions,
+  onlyReads: true,
+  // A fixed disk begins with the guest's data.
+  probe: (start) => startsWith(start, "conectix"),
   async open(context: OpenContext) {
     const tables = openReadOnly(context);
     const footer = await readFooter(tables);
@@ -125,12 +129,12 @@ async function readFooter(tables: ImageTables): Promise<DataView> {
   return footer;
 }
 
-/** The geometry counts, unless it can't tell or its writer is known not to care. */
+/** The size counts, unless its writer means the geometry, and that can tell. */
 function sectorsOf(footer: DataView): number {
   const heads = footer.getUint8(FOOTER_HEADS) * footer.getUint8(FOOTER_SECS_PER_CYL);
   const sectors = footer.getUint16(FOOTER_CYLS) * heads;
-  const isSizeMeant = SIZE_WRITERS.includes(textAt(footer, FOOTER_CREATOR_APP, 4));
-  if (!isSizeMeant && sectors !== VHD_CHS_MAX_SECTORS) return sectors;
+  const isGeometryMeant = GEOMETRY_WRITERS.includes(textAt(footer, FOOTER_CREATOR_APP, 4));
+  if (isGeometryMeant && sectors !== VHD_CHS_MAX_SECTORS) return sectors;
   return Math.floor(Number(footer.getBigUint64(FOOTER_CURRENT_SIZE)) / SECTOR_BYTES);
 }
 

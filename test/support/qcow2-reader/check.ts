@@ -141,9 +141,16 @@ class Check {
     if (header.bitmapDirectory === null || !header.autoclearBitmaps) return;
     const { offset, bytes } = header.bitmapDirectory;
     this.#use("table", "the bitmap directory", offset, bytes);
-    for (const { name, table } of bitmaps) {
+    const names = new Set(bitmaps.map(({ name }) => name));
+    if (names.size < bitmaps.length) this.#wrong("structure", "two bitmaps have one name");
+    for (const { name, table, inUse, granularityBytes, reserved } of bitmaps) {
+      if (reserved) this.#wrong("structure", `bitmap ${name} has reserved bits set`);
       if (!this.#use("table", `the table of bitmap ${name}`, table.offset, table.count * 8))
         continue;
+      const words = Math.max(1, Math.ceil(header.bytes / granularityBytes / 64));
+      if (!inUse && table.count !== Math.ceil((words * 8) / this.#clusterBytes)) {
+        this.#wrong("structure", `the table of bitmap ${name} is not as long as its bits`);
+      }
       const view = viewOf(source.read(table.offset, table.count * 8));
       for (let i = 0; i < table.count; i++) {
         const at = u64(view, i * 8);

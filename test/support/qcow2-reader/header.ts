@@ -159,6 +159,8 @@ export interface BitmapEntry {
   readonly inUse: boolean;
   readonly auto: boolean;
   readonly granularityBytes: number;
+  /** Flags without a meaning, another type, extra data. */
+  readonly reserved: boolean;
 }
 
 export function readBitmapDirectory(source: Source, header: Header): BitmapEntry[] {
@@ -176,6 +178,7 @@ export function readBitmapDirectory(source: Source, header: Header): BitmapEntry
       inUse: (flags & 1) !== 0,
       auto: (flags & 2) !== 0,
       granularityBytes: 2 ** view.getUint8(17),
+      reserved: flags > 3 || view.getUint8(16) !== 1 || extraBytes > 0,
     });
     at += Math.ceil((24 + nameBytes + extraBytes) / 8) * 8;
   }

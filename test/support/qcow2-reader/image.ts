@@ -52,7 +52,11 @@ export interface ImageParts {
   /** What shows where nothing is allocated: what the header names, opened by the caller. */
   readonly backing?: Source | null;
   readonly dataFile?: Source | null;
+  /** Of an encrypted image: a whole sector that lies at `host` of its data file. */
+  readonly decrypt?: (host: number, sector: Uint8Array) => Uint8Array;
 }
+
+const SECTOR_BYTES = 512;
 
 /** A Source of what the guest sees. */
 export class Qcow2Image implements Source {
@@ -60,9 +64,11 @@ export class Qcow2Image implements Source {
   readonly source: Source;
   #backing: Source | null;
   #data: Source;
+  #decrypt: ImageParts["decrypt"];
 
-  constructor({ source, backing = null, dataFile = null }: ImageParts) {
+  constructor({ source, backing = null, dataFile = null, decrypt }: ImageParts) {
     this.source = source;
+    this.#decrypt = decrypt;
     this.header = readHeader(source);
     this.#backing = backing;
     if (this.header.incompatible.dataFile && dataFile === null) throw new Error("no data file");
@@ -192,7 +198,9 @@ export class Qcow2Image implements Source {
   }
 
   #readFrom(l1: Snapshot["l1"], offset: number, bytes: number): Uint8Array {
-    if (this.header.cryptMethod !== 0) throw new Error("the image is encrypted");
+    if (this.header.cryptMethod !== 0 && this.#decrypt === undefined) {
+      throw new Error("the image is encrypted");
+    }
     const target = new Uint8Array(bytes);
     for (let done = 0; done < bytes; ) {
       const at = offset + done;
@@ -214,6 +222,16 @@ export class Qcow2Image implements Source {
       const start = offset % clusterBytes;
       return decompress(compressionType, data, clusterBytes).subarray(start, start + bytes);
     }
-    return this.#data.read(mapping.host + (offset % this.unitBytes), bytes);
+    return this.#readData(mapping.host + (offset % this.unitBytes), bytes);
+  }
+
+  #readData(host: number, bytes: number): Uint8Array {
+    const data = this.#data.read(host, bytes);
+    if (this.#decrypt === undefined) return data;
+    const plain = new Uint8Array(bytes);
+    for (let at = 0; at < bytes; at += SECTOR_BYTES) {
+      plain.set(this.#decrypt(host + at, data.subarray(at, at + SECTOR_BYTES)), at);
+    }
+    return plain;
   }
 }

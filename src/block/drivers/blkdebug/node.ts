@@ -124,7 +124,7 @@ export class BlkdebugNode extends FilterNode {
   }
 
   /** Only what all nodes have in common may change. */
-  async reopen(context: OpenContext): Promise<ReopenedNode> {
+  override async reopen(context: OpenContext): Promise<ReopenedNode> {
     const before = this.context;
     this.use(context);
     return { commit: () => {}, undo: () => this.use(before) };

@@ -15,7 +15,9 @@ export function allocateNow(image: Image, offset: number, mapping: Mapping): boo
   const { kind, bytes } = mapping;
   if (kind !== UNALLOCATED && kind !== ZERO_PLAIN) return false;
   const { layout, backing, writer, tables, locks, allocator } = image;
-  if (image.dataFile !== null || !image.isWritable || writer.isCommitting) return false;
+  // What is fresh reads as zeroes only where it is not decrypted.
+  if (image.dataFile !== null || image.encryption !== null) return false;
+  if (!image.isWritable || writer.isCommitting) return false;
   const { clusterBytes, tableSpan } = layout;
   const start = offset - (offset % clusterBytes);
   if (kind === UNALLOCATED && backing !== null && start < backing.node.bytes) return false;
@@ -24,7 +26,7 @@ export function allocateNow(image: Image, offset: number, mapping: Mapping): boo
   const l1Index = Math.floor(offset / tableSpan);
   const tableOffset = tables.tableOffset(l1Index);
   if (!tables.isTableCopied(l1Index) || tableOffset === 0) return false;
-  if (image.metadata.disputeOf(tableOffset) !== null) return false;
+  if (image.metadata.dispute !== null) return false;
   const count = Math.ceil((offset + bytes - start) / clusterBytes);
   if (!locks.isFree(start, start + count * clusterBytes)) return false;
   const taken = allocator.takeFresh(count);

@@ -71,6 +71,8 @@ export interface AllocatorParts {
   readonly corrupt: (message: string) => number;
   /** Something waits to be free. */
   readonly onFreed: () => void;
+  /** The cluster at this place is no longer in use. */
+  readonly onUnused: (offset: number) => void;
 }
 
 export class Allocator {
@@ -240,8 +242,10 @@ export class Allocator {
     if (refcounts.has(blockIndex)) {
       const block = await refcounts.load(blockIndex);
       if (block !== -EINVAL) return typeof block === "number" ? block : 0;
-      const at = `${hex(refcounts.table[blockIndex]!)} unaligned`;
-      return this.#parts.corrupt(`Refblock offset ${at} (reftable index: ${hex(blockIndex)})`);
+      const offset = refcounts.table[blockIndex]!;
+      const what = offset % this.#clusterBytes === 0 ? "outside of the image" : "unaligned";
+      const where = `${hex(offset)} ${what} (reftable index: ${hex(blockIndex)})`;
+      return this.#parts.corrupt(`Refblock offset ${where}`);
     }
     if (blockIndex >= refcounts.table.length) {
       const { exclusive } = this.#parts;
@@ -380,6 +384,7 @@ export class Allocator {
       if (refcount === 0 || refcount === Infinity) continue;
       // What was given up as data by a damaged image.
       if (this.#parts.isMetadata(cluster * this.#clusterBytes)) continue;
+      if (refcount === 1) this.#parts.onUnused(cluster * this.#clusterBytes);
       if (refcount === 1 && keepLast) {
         const last = runs.at(-1);
         const at = cluster * this.#clusterBytes;

@@ -1,15 +1,11 @@
 /**
- * Compressed clusters: where one lies, and what is in it. Thread: iothread; everything async may
- * suspend.
+ * Compressed clusters in L2 entries: where one lies. Pure. Thread: iothread.
  * Spec: QEMU docs/interop/qcow2.rst "Compressed Clusters Descriptor"
  */
-import { constants, inflateRawSync, zstdDecompressSync } from "node:zlib";
-import { QCOW2_COMPRESSION_TYPE_ZSTD } from "../../../abi/qcow2.ts";
-import { EIO } from "../../../runtime/errno.ts";
-import type { Image } from "./image.ts";
-import { zstdFrameBytes } from "./zstd-frame.ts";
+import { QCOW_OFLAG_COMPRESSED_HI } from "../../../abi/qcow2.ts";
+import { assert } from "../../../util/error.ts";
 
-const SECTOR_BYTES = 512;
+export const COMPRESSED_SECTOR_BYTES = 512;
 
 export interface CompressedPlace {
   readonly offset: number;
@@ -20,42 +16,35 @@ export interface CompressedPlace {
 /** Of an entry's halves. */
 export function compressedPlace(hi: number, lo: number, clusterBits: number): CompressedPlace {
   // The lower 62 bits: the offset, and above it the number of additional sectors.
-  const sizeBits = clusterBits - 8;
-  const offsetBitsHi = 62 - sizeBits - 32;
+  const offsetBitsHi = offsetBits(clusterBits) - 32;
   const low62 = hi & 0x3fff_ffff;
   const offset = (low62 & (2 ** offsetBitsHi - 1)) * 0x1_0000_0000 + lo;
   const sectors = (low62 >>> offsetBitsHi) + 1;
-  return { offset, bytes: sectors * SECTOR_BYTES - (offset % SECTOR_BYTES) };
+  return {
+    offset,
+    bytes: sectors * COMPRESSED_SECTOR_BYTES - (offset % COMPRESSED_SECTOR_BYTES),
+  };
 }
 
-/** The cluster in full, or -errno. */
-export async function readCompressed(
-  image: Image,
-  hi: number,
-  lo: number,
-): Promise<Uint8Array | number> {
-  const { layout, header, file } = image;
-  const place = compressedPlace(hi, lo, header.clusterBits);
-  if (!Number.isSafeInteger(place.offset) || place.offset >= file.node.bytes) return -EIO;
-  const bytes = await file.readBytes(place.offset, place.bytes);
-  if (typeof bytes === "number") return bytes;
-  return inflate(bytes, layout.clusterBytes, header.compressionType);
+/** The opposite: the halves of the entry for [offset, offset + bytes). It never says "copied". */
+export function compressedEntry(
+  offset: number,
+  bytes: number,
+  clusterBits: number,
+): { readonly hi: number; readonly lo: number } {
+  assert(bytes > 0 && bytes < 2 ** clusterBits, "what is compressed is shorter than a cluster");
+  assert(offset > 0 && offset + bytes <= compressedEndMax(clusterBits), "the offset fits its bits");
+  const first = Math.floor(offset / COMPRESSED_SECTOR_BYTES);
+  const additional = Math.floor((offset + bytes - 1) / COMPRESSED_SECTOR_BYTES) - first;
+  const high = additional * 2 ** (offsetBits(clusterBits) - 32) + Math.floor(offset / 2 ** 32);
+  return { hi: QCOW_OFLAG_COMPRESSED_HI + high, lo: offset % 2 ** 32 };
 }
 
-/** All of a cluster, which is as long as it must be; or -EIO. */
-function inflate(bytes: Uint8Array, clusterBytes: number, type: number): Uint8Array | number {
-  try {
-    const result =
-      type === QCOW2_COMPRESSION_TYPE_ZSTD
-        ? zstdDecompressSync(bytes.subarray(0, zstdFrameBytes(bytes)), {
-            maxOutputLength: clusterBytes,
-          })
-        : inflateRawSync(bytes, {
-            finishFlush: constants.Z_SYNC_FLUSH,
-            maxOutputLength: clusterBytes,
-          });
-    return result.length === clusterBytes ? new Uint8Array(result) : -EIO;
-  } catch {
-    return -EIO;
-  }
+/** No compressed cluster ends behind it. */
+export function compressedEndMax(clusterBits: number): number {
+  return Math.min(2 ** offsetBits(clusterBits), Number.MAX_SAFE_INTEGER);
+}
+
+function offsetBits(clusterBits: number): number {
+  return 62 - (clusterBits - 8);
 }

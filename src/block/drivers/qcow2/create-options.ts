@@ -9,16 +9,12 @@
 import type { GenericSchema } from "valibot";
 import * as abi from "../../../abi/qcow2.ts";
 import { preallocMode } from "../../../qapi/block.ts";
-import {
-  cipherAlgorithm,
-  cipherMode,
-  hashAlgorithm,
-  ivGenAlgorithm,
-} from "../../../qapi/crypto.ts";
-import { bool, doc, enumeration, int, optional, size, str, union } from "../../../qapi/scalars.ts";
+import { cryptoCreateOptions } from "../../../qapi/crypto.ts";
+import { bool, doc, enumeration, int, optional, size, str } from "../../../qapi/scalars.ts";
 import type { ObjectMembers } from "../../../qapi/types.ts";
 import { EFBIG, strerror } from "../../../runtime/errno.ts";
 import { OutportError } from "../../../util/error.ts";
+import { type EncryptOptions, encryptionHeaderBytes } from "./encryption-create.ts";
 
 const DEFAULT_CLUSTER_BYTES = 65536;
 const DEFAULT_REFCOUNT_BITS = 16;
@@ -31,7 +27,7 @@ export interface Qcow2CreateOptions {
   readonly version?: "v2" | "v3";
   readonly "backing-file"?: string;
   readonly "backing-fmt"?: string;
-  readonly encrypt?: unknown;
+  readonly encrypt?: EncryptOptions;
   readonly "cluster-size"?: number;
   readonly preallocation?: Preallocation;
   readonly "lazy-refcounts"?: boolean;
@@ -41,25 +37,6 @@ export interface Qcow2CreateOptions {
 
 export type Preallocation = "off" | "metadata" | "falloc" | "full";
 
-const keySecret = { "key-secret": optional(str, "Id of the secret with the key") };
-
-const encryption = union("QCryptoBlockCreateOptions", {
-  base: { format: enumeration("QCryptoBlockFormat", ["qcow", "luks"]) },
-  tag: "format",
-  branches: {
-    qcow: keySecret,
-    luks: {
-      ...keySecret,
-      "cipher-alg": optional(cipherAlgorithm, "Cipher (default: aes-256)"),
-      "cipher-mode": optional(cipherMode, "Mode of the cipher (default: xts)"),
-      "ivgen-alg": optional(ivGenAlgorithm, "How initialisation vectors are made"),
-      "ivgen-hash-alg": optional(hashAlgorithm, "Hash that makes them"),
-      "hash-alg": optional(hashAlgorithm, "Hash of the master key"),
-      "iter-time": optional(int, "Milliseconds that trying one key is to take"),
-    },
-  },
-});
-
 export const qcow2CreateMembers = (driverName: GenericSchema): ObjectMembers => ({
   "data-file-raw": optional(bool, "The data file can be read without the image (default: false)"),
   "extended-l2": optional(bool, "Clusters have subclusters (default: false)"),
@@ -67,7 +44,7 @@ export const qcow2CreateMembers = (driverName: GenericSchema): ObjectMembers => 
   version: optional(enumeration("BlockdevQcow2Version", ["v2", "v3"]), "Default: v3"),
   "backing-file": optional(str, "Backing file as the image is to name it"),
   "backing-fmt": optional(driverName, "Driver of the backing file"),
-  encrypt: optional(encryption, "Not supported"),
+  encrypt: optional(cryptoCreateOptions, "How guest data is encrypted (default: not at all)"),
   "cluster-size": optional(size, "Bytes per cluster (default: 65536)"),
   preallocation: optional(preallocMode, "What has its place at once (default: off)"),
   "lazy-refcounts": optional(bool, "Refcounts are written late (default: false)"),
@@ -97,6 +74,9 @@ export interface NewImage {
   readonly refcountBlocksOffset: number;
   readonly l1TableOffset: number;
   readonly l1Entries: number;
+  /** Of the encryption header; 0: there is none. */
+  readonly encryptionOffset: number;
+  readonly encryptionBytes: number;
   readonly l2TablesOffset: number;
   readonly l2TableCount: number;
   /** Where guest data lies in the image file: nowhere in use without preallocation. */
@@ -123,9 +103,7 @@ export function planImage(options: Qcow2CreateOptions, hasDataFile: boolean): Ne
   if (isZstd && version === "v2") {
     fail(`Non-zlib compression type is only supported with ${MODERN}`);
   }
-  if (options.encrypt !== undefined) {
-    throw new OutportError("unsupported", "Encrypted images can't be created");
-  }
+  const encryptionBytes = encryptionHeaderBytes(options.encrypt);
   if (bytes < 0) fail("Could not resize image: Image size cannot be negative");
   const isDataFileRaw = options["data-file-raw"] ?? false;
   const { preallocation = "off" } = options;
@@ -143,7 +121,10 @@ export function planImage(options: Qcow2CreateOptions, hasDataFile: boolean): Ne
     backingFormat: options["backing-fmt"],
     // What lies raw in another file is where it is from the beginning.
     preallocation: isDataFileRaw && preallocation === "off" ? "metadata" : preallocation,
-    ...placesOf(options, { bytes, clusterBytes, refcountBits, hasSubclusters, hasDataFile }),
+    encryptionBytes,
+    ...placesOf(options, {
+      ...{ bytes, clusterBytes, refcountBits, hasSubclusters, hasDataFile, encryptionBytes },
+    }),
   };
 }
 
@@ -201,11 +182,11 @@ function checkDataFile(options: Qcow2CreateOptions, version: string, hasDataFile
 
 type Shape = Pick<
   NewImage,
-  "bytes" | "clusterBytes" | "refcountBits" | "hasSubclusters" | "hasDataFile"
+  "bytes" | "clusterBytes" | "refcountBits" | "hasSubclusters" | "hasDataFile" | "encryptionBytes"
 >;
 
 function placesOf(options: Qcow2CreateOptions, shape: Shape) {
-  const { bytes, clusterBytes, refcountBits, hasSubclusters, hasDataFile } = shape;
+  const { bytes, clusterBytes, refcountBits, hasSubclusters, hasDataFile, encryptionBytes } = shape;
   const entryBytes = hasSubclusters ? abi.L2E_SIZE_EXTENDED : abi.L2E_SIZE_NORMAL;
   const guestClusters = Math.ceil(bytes / clusterBytes);
   const l1Entries = Math.ceil(guestClusters / (clusterBytes / entryBytes));
@@ -214,11 +195,14 @@ function placesOf(options: Qcow2CreateOptions, shape: Shape) {
   const isMapped = options["data-file-raw"] === true || (options.preallocation ?? "off") !== "off";
   const l2TableCount = isMapped ? l1Entries : 0;
   const dataClusters = isMapped && !hasDataFile ? guestClusters : 0;
-  const others = 1 + Math.ceil(l1Bytes / clusterBytes) + l2TableCount + dataClusters;
+  const headerClusters = Math.ceil(encryptionBytes / clusterBytes);
+  const l1Clusters = Math.ceil(l1Bytes / clusterBytes);
+  const others = 1 + l1Clusters + headerClusters + l2TableCount + dataClusters;
   const { tableClusters, blocks } = refcountClusters(others, clusterBytes, refcountBits);
   const refcountBlocksOffset = (1 + tableClusters) * clusterBytes;
   const l1TableOffset = refcountBlocksOffset + blocks * clusterBytes;
-  const l2TablesOffset = l1TableOffset + Math.ceil(l1Bytes / clusterBytes) * clusterBytes;
+  const encryptionOffset = l1TableOffset + l1Clusters * clusterBytes;
+  const l2TablesOffset = encryptionOffset + headerClusters * clusterBytes;
   const dataOffset = l2TablesOffset + l2TableCount * clusterBytes;
   const clusterCount = others + tableClusters + blocks;
   return {
@@ -231,8 +215,10 @@ function placesOf(options: Qcow2CreateOptions, shape: Shape) {
     dataOffset,
     dataClusters,
     clusterCount,
+    encryptionOffset,
     // The last table need not be whole.
-    fileBytes: isMapped ? clusterCount * clusterBytes : l1TableOffset + l1Bytes,
+    fileBytes:
+      isMapped || encryptionBytes > 0 ? clusterCount * clusterBytes : l1TableOffset + l1Bytes,
   };
 }
 

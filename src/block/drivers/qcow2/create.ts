@@ -24,6 +24,7 @@ import {
   type Qcow2CreateOptions,
   qcow2CreateMembers,
 } from "./create-options.ts";
+import { prepareEncryption } from "./encryption-create.ts";
 import { setU64, viewOf } from "./header.ts";
 import { newHeader } from "./new-header.ts";
 
@@ -48,6 +49,8 @@ export const qcow2Creation: ImageCreation = {
       "data-file": { bytes: image.bytes, keepsData: true },
     };
   },
+  prepare: (options, findSecret) =>
+    prepareEncryption((options as unknown as Qcow2CreateOptions).encrypt, findSecret),
   async create(context) {
     const { file, "data-file": dataFile } = context.targets;
     const options = context.options as unknown as Qcow2CreateOptions;
@@ -60,6 +63,7 @@ export const qcow2Creation: ImageCreation = {
     } else {
       await writer.preallocate(dataFile.backend, 0, image.bytes);
     }
+    if (image.encryptionBytes > 0) await writer.writeEncryption(context.prepared as Uint8Array);
     await writer.writeTables();
     await writer.writeHeader(header);
   },
@@ -95,6 +99,13 @@ class ImageWriter {
       else await this.#write(backend, at, bytes, () => {});
     });
     await this.#request(backend, OP_FLUSH, 0, 0);
+  }
+
+  /** `area`: the LUKS header and its first key slot; others are zeroes. */
+  async writeEncryption(area: Uint8Array): Promise<void> {
+    await this.#write(this.#file, this.#image.encryptionOffset, area.length, (part, at) => {
+      part.set(area.subarray(at, at + part.length));
+    });
   }
 
   /** In the order in which they lie. What is zero is there already. */

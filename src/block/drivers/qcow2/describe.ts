@@ -1,11 +1,14 @@
 /** What queries tell of an image. Thread: iothread. Spec: qapi/block-core.json ImageInfo */
 import * as abi from "../../../abi/qcow2.ts";
+import { luksInfo } from "../../../crypto/luks-info.ts";
+import { SECTOR_BYTES } from "../../../crypto/xts.ts";
 import type { NodeDescription } from "../../../iothread/messages.ts";
 import { impliedPath } from "../../implied-names.ts";
 import type { Image } from "./image.ts";
+import type { Snapshot } from "./snapshots.ts";
 
 export function describeImage(image: Image): NodeDescription {
-  const { header, layout, extras } = image;
+  const { header, layout, extras, encryption } = image;
   const { incompatible, compatible } = header;
   const has = (bit: number): boolean => (incompatible.lo & bit) !== 0;
   const isZstd = header.compressionType === abi.QCOW2_COMPRESSION_TYPE_ZSTD;
@@ -13,6 +16,7 @@ export function describeImage(image: Image): NodeDescription {
     "lazy-refcounts": (compatible.lo & abi.QCOW2_COMPAT_LAZY_REFCOUNTS) !== 0,
     corrupt: has(abi.QCOW2_INCOMPAT_CORRUPT),
     "extended-l2": layout.hasSubclusters,
+    ...(image.bitmaps.list.length === 0 ? {} : { bitmaps: bitmapsOf(image) }),
     ...(extras.dataFile === null ? {} : { "data-file": extras.dataFile }),
     ...(layout.hasDataFile ? { "data-file-raw": layout.isDataFileRaw } : {}),
   };
@@ -21,6 +25,7 @@ export function describeImage(image: Image): NodeDescription {
     image: {
       "dirty-flag": has(abi.QCOW2_INCOMPAT_DIRTY),
       "cluster-size": layout.clusterBytes,
+      ...(encryption === null ? {} : { encrypted: true }),
       ...(extras.backingFile === null ? {} : backingFacts(image, extras.backingFile)),
       ...(image.snapshots.length === 0 ? {} : { snapshots: snapshotsOf(image) }),
       "format-specific": {
@@ -29,12 +34,15 @@ export function describeImage(image: Image): NodeDescription {
           compat: layout.version === 2 ? "0.10" : "1.1",
           "refcount-bits": layout.refcountBits,
           "compression-type": isZstd ? "zstd" : "zlib",
+          ...(encryption === null
+            ? {}
+            : { encrypt: { format: "luks", ...luksInfo(encryption.header) } }),
           ...(layout.version === 2 ? {} : ofV3),
         },
       },
     },
     limits: {
-      "request-alignment": 1,
+      "request-alignment": encryption === null ? 1 : SECTOR_BYTES,
       "write-zeroes-alignment": layout.subclusterBytes,
       "discard-alignment": layout.clusterBytes,
     },
@@ -73,14 +81,28 @@ function fullBackingFilename(
   }
 }
 
+function bitmapsOf({ bitmaps }: Image): Record<string, unknown>[] {
+  return bitmaps.list.map(({ name, granularityBits, isInUse, isAuto }) => ({
+    name,
+    granularity: 2 ** granularityBits,
+    flags: [...(isInUse ? ["in-use"] : []), ...(isAuto ? ["auto"] : [])],
+  }));
+}
+
 function snapshotsOf({ snapshots }: Image): Record<string, unknown>[] {
-  return snapshots.map((snapshot) => ({
+  return snapshots.map(snapshotInfo);
+}
+
+/** SnapshotInfo, wire names. */
+export function snapshotInfo(snapshot: Snapshot): Record<string, unknown> {
+  return {
     id: snapshot.id,
     name: snapshot.name,
     "vm-state-size": snapshot.vmStateBytes,
     "date-sec": snapshot.dateSeconds,
     "date-nsec": snapshot.dateNanoseconds,
-    "vm-clock-sec": Math.floor(snapshot.vmClockNs / 1e9),
-    "vm-clock-nsec": snapshot.vmClockNs % 1e9,
-  }));
+    "vm-clock-sec": Number(snapshot.vmClockNs / 1_000_000_000n),
+    "vm-clock-nsec": Number(snapshot.vmClockNs % 1_000_000_000n),
+    ...(snapshot.icount === null ? {} : { icount: snapshot.icount }),
+  };
 }

@@ -2,12 +2,13 @@
 import * as abi from "../../../abi/qcow2.ts";
 import { EIO, ENOTSUP } from "../../../runtime/errno.ts";
 import { roundUp } from "../../child-io.ts";
-import { REQ_MAY_UNMAP, REQ_NO_FALLBACK } from "../../node.ts";
+import { type BlockStatus, REQ_MAY_UNMAP, REQ_NO_FALLBACK, STATUS_ZERO } from "../../node.ts";
 import { type Change, changeGuest, wordOf } from "./change.ts";
 import { freeEntry } from "./free-entry.ts";
 import type { Image } from "./image.ts";
-import { hostOf, INVALID, MISSING, newMapping } from "./mapping.ts";
+import { hostOf, INVALID, MISSING, NORMAL, newMapping } from "./mapping.ts";
 import { isKnownZero } from "./read.ts";
+import { statusOfGuest } from "./status.ts";
 import { writeGuest } from "./write.ts";
 import { ALL_SUBCLUSTERS, isDiskEnd, zeroInSlice } from "./zero-entries.ts";
 
@@ -40,7 +41,7 @@ export async function zeroGuest(
   return zeroPart(image, last, end - last, flags);
 }
 
-/** Of one subcluster. */
+/** Of one subcluster: all of it is marked where the rest reads as zeroes and has no data. */
 async function zeroPart(
   image: Image,
   offset: number,
@@ -48,7 +49,34 @@ async function zeroPart(
   flags: number,
 ): Promise<number> {
   if (bytes === 0) return 0;
-  return isKnownZero(image, offset, bytes) ? 0 : byHand(image, offset, bytes, flags);
+  const { version, subclusterBytes } = image.layout;
+  if (version < 3) {
+    return isKnownZero(image, offset, bytes) ? 0 : byHand(image, offset, bytes, flags);
+  }
+  const start = offset - (offset % subclusterBytes);
+  const end = Math.min(start + subclusterBytes, roundUp(image.header.bytes, 512));
+  const after = offset + bytes;
+  let isMarked = false;
+  const result = await changeGuest(image, start, end - start, async (change) => {
+    const mapping = newMapping();
+    if (image.map.lookup(start, end - start, mapping) >= NORMAL) return 0;
+    if (!(await readsAsZeroes(image, start, offset))) return 0;
+    if (!(await readsAsZeroes(image, after, end))) return 0;
+    isMarked = true;
+    const data = await zeroRawData(image, start, end - start, flags);
+    return data < 0 ? data : zeroInSlice(image, change, flags);
+  });
+  return isMarked || result < 0 ? result : byHand(image, offset, bytes, flags);
+}
+
+/** Through the whole chain. */
+export async function readsAsZeroes(image: Image, start: number, end: number): Promise<boolean> {
+  const status: BlockStatus = { flags: 0, bytes: 0, depth: 0 };
+  for (let at = start; at < end; at += status.bytes) {
+    const result = await statusOfGuest(image, at, end - at, status);
+    if (result < 0 || (status.flags & STATUS_ZERO) === 0) return false;
+  }
+  return true;
 }
 
 async function byHand(image: Image, offset: number, bytes: number, flags: number): Promise<number> {
@@ -73,30 +101,49 @@ async function zeroWhole(
   bytes: number,
   flags: number,
 ): Promise<number> {
-  const { layout, data } = image;
-  if (layout.isDataFileRaw && layout.hasDataFile) {
-    // It must read the same without this image.
-    const length = await data.lengthen(roundUp(offset + bytes, 512), 0);
-    if (length < 0) return length;
-    const result = await data.writeZeroes(offset, bytes, flags);
-    if (result < 0) return result;
-  }
-  if (layout.version < 3) return discardWhole(image, offset, bytes);
+  const data = await zeroRawData(image, offset, bytes, flags);
+  if (data < 0) return data;
+  if (image.layout.version < 3) return discardWhole(image, offset, bytes);
   return changeGuest(image, offset, bytes, (change) => zeroInSlice(image, change, flags));
 }
 
-/** A hint: whole clusters, and the last one of the disk. 0 or -errno. */
-export async function discardGuest(image: Image, offset: number, bytes: number): Promise<number> {
+/** A raw data file must read the same without its image. 0 or -errno. */
+async function zeroRawData(
+  { layout, data }: Image,
+  offset: number,
+  bytes: number,
+  flags: number,
+): Promise<number> {
+  if (!layout.isDataFileRaw || !layout.hasDataFile) return 0;
+  const length = await data.lengthen(roundUp(offset + bytes, 512), 0);
+  return length < 0 ? length : data.writeZeroes(offset, bytes, flags);
+}
+
+/**
+ * A hint: whole clusters, and the last one of the disk. `mayKeep`: where the user wants so, they
+ * keep their places. 0 or -errno.
+ */
+export async function discardGuest(
+  image: Image,
+  offset: number,
+  bytes: number,
+  mayKeep = true,
+): Promise<number> {
   const { version, clusterBytes } = image.layout;
   // What shows through from below must not come back.
   if (version < 3 && image.backing !== null) return -ENOTSUP;
   const end = offset + bytes;
   const first = roundUp(offset, clusterBytes);
   const last = isDiskEnd(image, end) ? end : end - (end % clusterBytes);
-  return last > first ? discardWhole(image, first, last - first) : 0;
+  return last > first ? discardWhole(image, first, last - first, mayKeep) : 0;
 }
 
-async function discardWhole(image: Image, offset: number, bytes: number): Promise<number> {
+async function discardWhole(
+  image: Image,
+  offset: number,
+  bytes: number,
+  mayKeep = true,
+): Promise<number> {
   const { tables, layout, settings, dataFile } = image;
   const end = offset + bytes;
   for (let at = offset; at < end; ) {
@@ -104,7 +151,9 @@ async function discardWhole(image: Image, offset: number, bytes: number): Promis
     const part = Math.min(end, tableEnd) - at;
     const hasTable = tables.tableOffset(Math.floor(at / layout.tableSpan)) !== 0;
     if (hasTable || image.backing !== null) {
-      const result = await changeGuest(image, at, part, (one) => discardInSlice(image, one));
+      const result = await changeGuest(image, at, part, (one) => {
+        return discardInSlice(image, one, mayKeep);
+      });
       if (result < 0) return result;
     }
     at += part;
@@ -116,7 +165,11 @@ async function discardWhole(image: Image, offset: number, bytes: number): Promis
   return inside <= 0 ? 0 : dataFile.writeZeroes(offset, inside, REQ_MAY_UNMAP);
 }
 
-async function discardInSlice(image: Image, { slice, offset, bytes }: Change): Promise<number> {
+async function discardInSlice(
+  image: Image,
+  { slice, offset, bytes }: Change,
+  mayKeep: boolean,
+): Promise<number> {
   const { layout, settings, tables, backing } = image;
   while (image.writer.isCommitting) await image.writer.settled();
   if (image.isBroken) return -EIO;
@@ -134,7 +187,7 @@ async function discardInSlice(image: Image, { slice, offset, bytes }: Change): P
     const isPlaced = isCompressed || hostOf(hi, lo) !== 0;
     // Where nothing was and nothing is below, nothing needs to be marked.
     if (!isPlaced && backing === null && !(layout.hasDataFile && hi !== 0)) continue;
-    const keeps = settings.discardNoUnref && !isCompressed && isPlaced && canZero;
+    const keeps = mayKeep && settings.discardNoUnref && !isCompressed && isPlaced && canZero;
     if (!keeps) freeEntry(image, hi, lo, "request");
     const zeroLo = canZero && !layout.hasSubclusters ? abi.QCOW_OFLAG_ZERO_LO : 0;
     words[word] = keeps ? hi : 0;

@@ -12,6 +12,7 @@ export function freeEntry(image: Image, hi: number, lo: number, reason: FreeReas
   if ((hi & QCOW_OFLAG_COMPRESSED_HI) !== 0) {
     const { offset, bytes } = compressedPlace(hi, lo, header.clusterBits);
     if (!Number.isSafeInteger(offset)) return;
+    image.inflated.forget(offset);
     const first = Math.floor(offset / clusterBytes);
     const last = Math.floor((offset + bytes - 1) / clusterBytes);
     allocator.free(first * clusterBytes, last - first + 1, reason);

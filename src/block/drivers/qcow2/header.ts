@@ -20,8 +20,8 @@ export interface HeaderExtension {
 
 export interface Qcow2Header {
   readonly version: 2 | 3;
-  readonly backingFileOffset: number;
-  readonly backingFileBytes: number;
+  backingFileOffset: number;
+  backingFileBytes: number;
   readonly clusterBits: number;
   /** Of the guest's disk. */
   bytes: number;
@@ -30,14 +30,21 @@ export interface Qcow2Header {
   l1TableOffset: number;
   refcountTableOffset: number;
   refcountTableClusters: number;
-  readonly snapshotCount: number;
-  readonly snapshotsOffset: number;
+  snapshotCount: number;
+  snapshotsOffset: number;
   incompatible: U64;
   readonly compatible: U64;
   autoclear: U64;
   readonly refcountOrder: number;
   readonly headerLength: number;
   readonly compressionType: number;
+}
+
+/** Where the directory of stored dirty bitmaps is. */
+export interface BitmapsExtension {
+  readonly count: number;
+  readonly offset: number;
+  readonly bytes: number;
 }
 
 /** What follows the fixed part. */
@@ -47,6 +54,8 @@ export interface HeaderExtras {
   readonly backingFile: string | null;
   readonly backingFormat: string | null;
   readonly dataFile: string | null;
+  /** Null: there are none that the image vouches for. */
+  readonly bitmaps: BitmapsExtension | null;
 }
 
 /** Sizes up to the last cluster stay exact as numbers. */
@@ -195,7 +204,7 @@ export function parseExtras(header: Qcow2Header, cluster: Uint8Array): HeaderExt
     const limit = abi.BACKING_FORMAT_NAME_BYTES_MAX + 1;
     fail(`ERROR: ext_backing_format: len=${format.length} too large (>=${limit})`);
   }
-  checkBitmaps(header, last(abi.QCOW2_EXT_MAGIC_BITMAPS));
+  const bitmaps = parseBitmaps(header, last(abi.QCOW2_EXT_MAGIC_BITMAPS));
   const crypto = last(abi.QCOW2_EXT_MAGIC_CRYPTO_HEADER);
   if (crypto !== undefined && header.cryptMethod !== abi.QCOW_CRYPT_LUKS) {
     fail("CRYPTO header extension only expected with LUKS encryption method");
@@ -206,6 +215,7 @@ export function parseExtras(header: Qcow2Header, cluster: Uint8Array): HeaderExt
     backingFile: parseBackingFile(header, cluster),
     backingFormat: format === undefined ? null : textOf(format),
     dataFile: dataFile === undefined ? null : textOf(dataFile),
+    bitmaps,
   };
 }
 
@@ -219,10 +229,10 @@ function parseBackingFile(header: Qcow2Header, cluster: Uint8Array): string | nu
   return name === "" ? null : name;
 }
 
-function checkBitmaps(header: Qcow2Header, data: Uint8Array | undefined): void {
-  if (data === undefined) return;
+function parseBitmaps(header: Qcow2Header, data: Uint8Array | undefined): BitmapsExtension | null {
+  if (data === undefined) return null;
   if (data.length !== abi.BITMAPS_EXTENSION_BYTES) fail("bitmaps_ext: Invalid extension length");
-  if ((header.autoclear.lo & abi.QCOW2_AUTOCLEAR_BITMAPS) === 0) return;
+  if ((header.autoclear.lo & abi.QCOW2_AUTOCLEAR_BITMAPS) === 0) return null;
   const view = viewOf(data);
   if (view.getUint32(abi.BITMAPS_RESERVED) !== 0) fail("bitmaps_ext: Reserved field is not zero");
   const count = view.getUint32(abi.BITMAPS_NB_BITMAPS);
@@ -231,18 +241,18 @@ function checkBitmaps(header: Qcow2Header, data: Uint8Array | undefined): void {
     fail(`bitmaps_ext: Image has ${count} bitmaps, ${limit}`);
   }
   if (count === 0) fail("found bitmaps extension with zero bitmaps");
-  if (getU64(view, abi.BITMAPS_DIRECTORY_OFFSET) % 2 ** header.clusterBits !== 0) {
-    fail("bitmaps_ext: invalid bitmap directory offset");
-  }
+  const offset = getU64(view, abi.BITMAPS_DIRECTORY_OFFSET);
+  if (offset % 2 ** header.clusterBits !== 0) fail("bitmaps_ext: invalid bitmap directory offset");
   const bytes = getU64(view, abi.BITMAPS_DIRECTORY_SIZE);
   if (bytes > abi.QCOW2_MAX_BITMAP_DIRECTORY_SIZE) {
     const limit = `the maximum supported size (${abi.QCOW2_MAX_BITMAP_DIRECTORY_SIZE})`;
     fail(`bitmaps_ext: bitmap directory size (${bytes}) exceeds ${limit}`);
   }
+  return { count, offset, bytes };
 }
 
 /** Up to the first NUL. */
-function textOf(bytes: Uint8Array): string {
+export function textOf(bytes: Uint8Array): string {
   const end = bytes.indexOf(0);
   return new TextDecoder().decode(end < 0 ? bytes : bytes.subarray(0, end));
 }

@@ -8,10 +8,16 @@ import type { Timer } from "../../../io/timers.ts";
 import { EIO } from "../../../runtime/errno.ts";
 import type { OpenContext } from "../../driver.ts";
 import type { BlockNode } from "../../node.ts";
+import { Places } from "../../places.ts";
 import { Allocator } from "./allocator.ts";
+import { ClusterCodec } from "./compressed-codec.ts";
+import { CompressedSpace } from "./compressed-space.ts";
+import { DeflatePlaces } from "./deflate-places.ts";
+import { type Encryption, encryptionPlace, type GuestData } from "./encryption.ts";
 import { GuestLocks } from "./guest-locks.ts";
 import { type HeaderExtras, type Qcow2Header, setU64, viewOf } from "./header.ts";
 import type { ImageFile } from "./image-file.ts";
+import { InflatedClusters } from "./inflated-clusters.ts";
 import { L2Loader } from "./l2-loader.ts";
 import type { L2Tables } from "./l2-tables.ts";
 import type { Layout } from "./layout.ts";
@@ -19,9 +25,9 @@ import { ClusterMap } from "./mapping.ts";
 import { METADATA_NAMES, MetadataMap } from "./metadata-map.ts";
 import { MetadataWriter } from "./metadata-writer.ts";
 import type { Qcow2Settings } from "./options.ts";
-import { Places } from "./places.ts";
 import type { RefcountBlock, Refcounts } from "./refcounts.ts";
-import type { Snapshot } from "./snapshots.ts";
+import { type Snapshot, snapshotTableBytes } from "./snapshots.ts";
+import { StoredBitmaps } from "./stored-bitmaps.ts";
 
 /** What is given up is free again so long afterwards, at the latest. */
 const TIDY_DELAY_NS = 1_000_000_000;
@@ -38,6 +44,7 @@ export interface ImageParts {
   readonly backing: ImageFile | null;
   readonly header: Qcow2Header;
   readonly extras: HeaderExtras;
+  readonly encryption: Encryption | null;
   readonly layout: Layout;
   readonly settings: Qcow2Settings;
   readonly tables: L2Tables;
@@ -52,7 +59,11 @@ export class Image {
   readonly dataFile: ImageFile | null;
   backing: ImageFile | null;
   readonly header: Qcow2Header;
-  readonly extras: HeaderExtras;
+  extras: HeaderExtras;
+  /** Null: guest data lies there as it is. */
+  readonly encryption: Encryption | null;
+  /** Where guest data lies. */
+  readonly data: GuestData;
   readonly layout: Layout;
   settings: Qcow2Settings;
   readonly tables: L2Tables;
@@ -62,12 +73,18 @@ export class Image {
   readonly allocator: Allocator;
   readonly writer: MetadataWriter;
   readonly loader: L2Loader;
+  readonly codec: ClusterCodec;
+  /** Compressed clusters as they are read. */
+  readonly inflated: InflatedClusters;
+  readonly deflatePlaces: DeflatePlaces;
+  readonly compressedSpace: CompressedSpace;
   readonly locks: GuestLocks;
   /** For who writes zeroes, or what comes from below; taken before clusters are locked. */
   readonly partPlaces: Places;
   /** For who copies what a write does not cover; taken by who has locked them. */
   readonly copyPlaces: Places;
-  readonly snapshots: readonly Snapshot[];
+  snapshots: readonly Snapshot[];
+  readonly bitmaps: StoredBitmaps = new StoredBitmaps(this);
   /** Found to be corrupt while it could be written: nothing is done with it any more. */
   isBroken = false;
   /** Clusters are allocated that nothing was written to; null: nobody has asked yet. */
@@ -90,6 +107,8 @@ export class Image {
     this.backing = parts.backing;
     this.header = header;
     this.extras = parts.extras;
+    this.encryption = parts.encryption;
+    this.data = parts.encryption?.data ?? dataFile ?? file;
     this.layout = layout;
     this.settings = settings;
     this.tables = tables;
@@ -118,6 +137,7 @@ export class Image {
       diskBytes: () => this.header.bytes,
       corrupt: (message) => this.corrupt(message),
       onFreed: () => this.#tidySoon(),
+      onUnused: (offset) => this.compressedSpace.onUnused(offset),
     });
     this.writer = new MetadataWriter({
       reactor: context.reactor,
@@ -131,15 +151,16 @@ export class Image {
       markDirty: () => this.setIncompatible(abi.QCOW2_INCOMPAT_DIRTY, true),
     });
     this.loader = new L2Loader(this);
+    const { clusterBytes } = layout;
+    this.codec = new ClusterCodec(this.reactor, clusterBytes, header.compressionType);
+    const { codec, reactor } = this;
+    this.inflated = new InflatedClusters({ reactor, file, clusterBytes, codec });
+    this.deflatePlaces = new DeflatePlaces(reactor, clusterBytes);
+    this.compressedSpace = new CompressedSpace(this.allocator, refcounts);
     this.#mapMetadata();
     this.#cleanLater();
     this.#isMover = !context.readOnly && context.active !== false;
     if (this.#isMover) this.reactor.requests.moverCount++;
-  }
-
-  /** Where guest data lies. */
-  get data(): ImageFile {
-    return this.dataFile ?? this.file;
   }
 
   get backingNode(): BlockNode | null {
@@ -154,7 +175,8 @@ export class Image {
   #mapMetadata(): void {
     const { metadata, header, layout, tables, refcounts, file } = this;
     const { clusterBytes } = layout;
-    const isInside = (offset: number): boolean => offset > 0 && offset < file.node.bytes;
+    const isInside = (offset: number): boolean =>
+      offset > 0 && offset < file.node.bytes && offset % clusterBytes === 0;
     metadata.add("main-header", 0, clusterBytes);
     metadata.add("active-l1", header.l1TableOffset, header.l1Size * abi.ENTRY_BYTES);
     const tableBytes = header.refcountTableClusters * clusterBytes;
@@ -169,12 +191,25 @@ export class Image {
     for (const { l1TableOffset, l1Size } of this.snapshots) {
       metadata.add("inactive-l1", l1TableOffset, l1Size * abi.ENTRY_BYTES);
     }
-    const last = this.snapshots.at(-1);
-    if (last !== undefined) metadata.add("snapshot-table", header.snapshotsOffset, last.tableEnd);
+    const snapshotBytes = snapshotTableBytes(this.snapshots);
+    metadata.add("snapshot-table", header.snapshotsOffset, snapshotBytes);
+    const place = encryptionPlace(header, this.extras);
+    if (place !== null) metadata.add("encryption-header", place.offset, place.bytes);
+  }
+
+  /** Metadata is about to change. 0 or -errno. */
+  checkDispute(): number {
+    const { dispute } = this.metadata;
+    if (dispute === null) return 0;
+    const { kind, offset } = dispute;
+    const what = `Preventing invalid write on metadata (overlaps with ${METADATA_NAMES[kind]})`;
+    return this.corrupt(what, { offset, bytes: this.layout.clusterBytes });
   }
 
   /** Clusters that are about to be allocated. 0 or -errno. */
   checkUse(offset: number, bytes: number): number {
+    const dispute = this.checkDispute();
+    if (dispute < 0) return dispute;
     const overlap = this.checkOverlap(offset, bytes);
     if (overlap < 0 || offset > 0) return overlap;
     return this.corrupt("Preventing invalid allocation of data cluster at offset 0");
@@ -268,8 +303,11 @@ export class Image {
   /** Nothing is in flight; nothing is to begin. */
   async close(): Promise<number> {
     this.abandon();
+    await this.inflated.close();
     await this.#marking;
-    return this.settle();
+    const result = await this.settle();
+    this.encryption?.key.fill(0);
+    return result;
   }
 
   /** Another one took over; all of it is on the disk. */
@@ -277,6 +315,8 @@ export class Image {
     if (this.#isMover && !this.#isClosed) this.reactor.requests.moverCount--;
     this.#isClosed = true;
     if (this.#cleaning !== null) this.reactor.timers.clear(this.#cleaning);
+    this.deflatePlaces.close();
+    this.reactor.spawn(() => this.inflated.close());
   }
 
   /** All that is changed, on the disk; the image is marked clean. Nothing is in flight. */

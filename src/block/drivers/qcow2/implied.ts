@@ -9,6 +9,7 @@ import { statPlace } from "../../../runtime/linux-mount.ts";
 import { OutportError } from "../../../util/error.ts";
 import type { OpenContext } from "../../driver.ts";
 import { impliedOptions } from "../../implied-names.ts";
+import { checkKeySecret } from "./encryption.ts";
 import { parseExtras } from "./header.ts";
 import { ImageFile } from "./image-file.ts";
 import { layoutOf } from "./layout.ts";
@@ -23,6 +24,7 @@ export async function impliedChildren(context: OpenContext): Promise<readonly Im
   const layout = layoutOf(header);
   settingsOf(options, header, layout, discardUnmap);
   const { backingFile, backingFormat, dataFile } = parseExtras(header, cluster);
+  checkKeySecret(header, options);
   const imageFilename = children.file!.describe().exactFilename;
   const isBlockDevice = (path: string): boolean => {
     const status = statPlace(reactor.linux, path);

@@ -7,10 +7,13 @@
 import type { BlockDriver, OpenContext, Permissions } from "../../driver.ts";
 import { PERM_CONSISTENT_READ, PERM_RESIZE, PERM_WRITE, PERM_WRITE_UNCHANGED } from "../../node.ts";
 import { qcow2Creation } from "./create.ts";
+import { keySecretOf } from "./encryption.ts";
+import { readImageLock } from "./encryption-lock.ts";
 import { impliedChildren } from "./implied.ts";
 import { Qcow2Node } from "./node.ts";
 import { openImage } from "./open.ts";
 import { qcow2Members, qcow2Reopenable } from "./options.ts";
+import { isQcow2, namesFiles } from "./probe.ts";
 
 export const qcow2: BlockDriver = {
   name: "qcow2",
@@ -20,13 +23,18 @@ export const qcow2: BlockDriver = {
     { role: "backing", optional: true, nullable: true, after: "file" },
     { role: "data-file", optional: true, after: "encrypt" },
   ],
-  strongOptions: ["encrypt"],
+  strongOptions: ["encrypt.key-secret"],
+  hasSnapshots: true,
   reopenable: qcow2Reopenable,
+  changeable: ["encrypt.format", "encrypt.key-secret"],
   childPermissions(role, of, _options, writable): Permissions {
     if (role === "backing") return backingPermissions(of);
     return role === "file" ? filePermissions(of, writable) : dataFilePermissions(of);
   },
+  probe: isQcow2,
+  namesFiles,
   impliedChildren,
+  encryption: { keySecret: keySecretOf, readLock: readImageLock },
   creation: qcow2Creation,
   async open(context: OpenContext) {
     return new Qcow2Node(await openImage(context));

@@ -9,7 +9,6 @@ import { hex } from "./hex.ts";
 import type { Image } from "./image.ts";
 import { type L2Slice, swapWords } from "./l2-tables.ts";
 import { hostOf } from "./mapping.ts";
-import { METADATA_NAMES } from "./metadata-map.ts";
 
 export class L2Loader {
   #image: Image;
@@ -89,7 +88,9 @@ export class L2Loader {
   }
 
   async #loadForWrite(offset: number): Promise<L2Slice | number> {
-    const { tables, layout, metadata } = this.#image;
+    const { tables, layout } = this.#image;
+    const dispute = this.#image.checkDispute();
+    if (dispute < 0) return dispute;
     const l1Index = Math.floor(offset / layout.tableSpan);
     if (!tables.isTableCopied(l1Index) || tables.tableOffset(l1Index) === 0) {
       let making = this.#making.get(l1Index);
@@ -100,15 +101,7 @@ export class L2Loader {
       const result = await making;
       if (result < 0) return result;
     }
-    const slice = await this.load(offset);
-    if (typeof slice === "number") return slice;
-    const dispute = metadata.disputeOf(tables.tableOffset(l1Index));
-    if (dispute === null) return slice;
-    const what = `(overlaps with ${METADATA_NAMES[dispute]})`;
-    return this.#image.corrupt(`Preventing invalid write on metadata ${what}`, {
-      offset: tables.tableOffset(l1Index),
-      bytes: layout.clusterBytes,
-    });
+    return this.load(offset);
   }
 
   /** A table of its own for an L1 entry: empty, or a copy of the one that is shared. */

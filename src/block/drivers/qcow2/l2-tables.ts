@@ -125,6 +125,13 @@ export class L2Tables {
     this.#l1 = l1;
   }
 
+  /** Another L1 table, of the same size; nothing is dirty or in use. */
+  replaceL1(l1: Uint32Array): void {
+    assert(l1.length === this.#l1.length, "the disk has the same tables");
+    this.#l1 = l1;
+    this.forget();
+  }
+
   /** Index in L1 of the table that the slice is part of. */
   l1IndexOf({ key }: L2Slice): number {
     return Math.floor((key * this.sliceSpan) / this.layout.tableSpan);

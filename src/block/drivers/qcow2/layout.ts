@@ -4,6 +4,7 @@
  * Spec: QEMU docs/interop/qcow2.rst "Header", "Cluster mapping", "Extended L2 Entries"
  */
 import * as abi from "../../../abi/qcow2.ts";
+import { QCOW_MAX_SNAPSHOTS, SNAPSHOT_HEADER_BYTES } from "../../../abi/qcow2-snapshots.ts";
 import { OutportError } from "../../../util/error.ts";
 import type { Qcow2Header } from "./header.ts";
 
@@ -97,8 +98,8 @@ export function checkHeader(header: Qcow2Header, writable: boolean, fileBytes: n
     "Snapshot table",
     header.snapshotsOffset,
     header.snapshotCount,
-    abi.SNAPSHOT_HEADER_BYTES,
-    abi.SNAPSHOT_HEADER_BYTES * abi.QCOW_MAX_SNAPSHOTS,
+    SNAPSHOT_HEADER_BYTES,
+    SNAPSHOT_HEADER_BYTES * QCOW_MAX_SNAPSHOTS,
   );
   check("Active L1 table", l1TableOffset, l1Size, abi.ENTRY_BYTES, abi.QCOW_MAX_L1_SIZE);
   const l1Needed = Math.ceil(header.bytes / layoutOf(header).tableSpan);

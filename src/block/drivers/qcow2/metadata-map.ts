@@ -15,15 +15,22 @@ export const METADATA_NAMES = {
   "inactive-l1": "inactive L1 table",
   "inactive-l2": "inactive L2 table",
   "bitmap-directory": "bitmap directory",
+  "encryption-header": "encryption header",
 } as const;
 export type MetadataKind = keyof typeof METADATA_NAMES;
+
+/** A cluster that is said to hold two things. */
+export interface Dispute {
+  /** One of them. */
+  readonly kind: MetadataKind;
+  readonly offset: number;
+}
 
 export class MetadataMap {
   #clusterBytes: number;
   /** By number of the cluster. */
   #kinds = new Map<number, MetadataKind>();
-  /** Clusters that are said to hold two things. */
-  #disputed = new Map<number, MetadataKind>();
+  #dispute: Dispute | null = null;
   #checked: ReadonlySet<string>;
 
   constructor(clusterBytes: number, checked: ReadonlySet<string>) {
@@ -43,18 +50,23 @@ export class MetadataMap {
     for (let i = Math.floor(offset / this.#clusterBytes); i < end; i++) {
       const before = this.#kinds.get(i);
       if (before === undefined) this.#kinds.set(i, kind);
-      else this.#disputed.set(i, before);
+      else this.#dispute ??= { kind: before, offset: i * this.#clusterBytes };
     }
   }
 
-  /** What else the metadata in this cluster is said to be; null: nothing. */
-  disputeOf(offset: number): MetadataKind | null {
-    return this.#disputed.get(Math.floor(offset / this.#clusterBytes)) ?? null;
+  /** Not null: no metadata may be written, as it might be over other metadata. */
+  get dispute(): Dispute | null {
+    return this.#dispute;
   }
 
   remove(offset: number, bytes: number): void {
     const end = Math.ceil((offset + bytes) / this.#clusterBytes);
     for (let i = Math.floor(offset / this.#clusterBytes); i < end; i++) this.#kinds.delete(i);
+  }
+
+  /** What lies there, whatever checks are on; null: nothing. */
+  kindOf(offset: number): MetadataKind | null {
+    return this.#kinds.get(Math.floor(offset / this.#clusterBytes)) ?? null;
   }
 
   /** Something lies there, whatever checks are on. */

@@ -4,6 +4,11 @@
  * Spec: QEMU docs/interop/qcow2.rst "Header", "Header extensions", "Feature name table"
  */
 import * as abi from "../../../abi/qcow2.ts";
+import {
+  CRYPTO_EXTENSION_BYTES,
+  CRYPTO_LENGTH,
+  CRYPTO_OFFSET,
+} from "../../../abi/qcow2-encryption.ts";
 import { EINVAL, ENOSPC, strerror } from "../../../runtime/errno.ts";
 import { OutportError } from "../../../util/error.ts";
 import type { NewImage } from "./create-options.ts";
@@ -52,6 +57,8 @@ function fillFixed(view: DataView, image: NewImage): void {
   view.setUint32(abi.HEADER_VERSION, image.version);
   view.setUint32(abi.HEADER_CLUSTER_BITS, Math.log2(image.clusterBytes));
   setU64(view, abi.HEADER_SIZE, image.bytes);
+  const isEncrypted = image.encryptionBytes > 0;
+  view.setUint32(abi.HEADER_CRYPT_METHOD, isEncrypted ? abi.QCOW_CRYPT_LUKS : abi.QCOW_CRYPT_NONE);
   view.setUint32(abi.HEADER_L1_SIZE, image.l1Entries);
   setU64(view, abi.HEADER_L1_TABLE_OFFSET, image.l1Entries === 0 ? 0 : image.l1TableOffset);
   setU64(view, abi.HEADER_REFCOUNT_TABLE_OFFSET, image.clusterBytes);
@@ -87,6 +94,12 @@ function extensionsOf(image: NewImage, dataFile: string | undefined): Uint8Array
   const text = (value: string): Uint8Array => new TextEncoder().encode(value);
   if (backingFormat !== undefined) add(abi.QCOW2_EXT_MAGIC_BACKING_FORMAT, text(backingFormat));
   if (dataFile !== undefined) add(abi.QCOW2_EXT_MAGIC_DATA_FILE, text(dataFile));
+  if (image.encryptionBytes > 0) {
+    const pointer = new Uint8Array(CRYPTO_EXTENSION_BYTES);
+    setU64(viewOf(pointer), CRYPTO_OFFSET, image.encryptionOffset);
+    setU64(viewOf(pointer), CRYPTO_LENGTH, image.encryptionBytes);
+    add(abi.QCOW2_EXT_MAGIC_CRYPTO_HEADER, pointer);
+  }
   if (version === 3 && clusterBytes > CLUSTER_BYTES_WITHOUT_NAMES) {
     add(abi.QCOW2_EXT_MAGIC_FEATURE_TABLE, featureNames());
   }

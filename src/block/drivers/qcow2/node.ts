@@ -3,8 +3,9 @@
  * nobody else's straight to the host; all else is done by the parts of the image.
  * Thread: iothread.
  */
+import { bitmapsOf } from "../../../bitmaps/node-bitmaps.ts";
 import type { NodeDescription } from "../../../iothread/messages.ts";
-import { ENOMEDIUM, strerror } from "../../../runtime/errno.ts";
+import { ENOENT, ENOMEDIUM, strerror } from "../../../runtime/errno.ts";
 import { OutportError } from "../../../util/error.ts";
 import { nodeBytes } from "../../description.ts";
 import type { OpenContext, Permissions } from "../../driver.ts";
@@ -28,6 +29,8 @@ import { checkWriteLength } from "../../permissions.ts";
 import { WriteGate } from "../../write-gate.ts";
 import { writeDetectedZeroes } from "../../zeroes.ts";
 import { allocateNow } from "./allocate-now.ts";
+import { changeBackingName } from "./backing-name.ts";
+import { writeCompressedGuest } from "./compressed-write.ts";
 import { copyUpGuest } from "./copy-up.ts";
 import { describeImage } from "./describe.ts";
 import { discardGuest, zeroGuest } from "./discard.ts";
@@ -42,10 +45,19 @@ import {
   UNALLOCATED,
   UNALLOCATED_PLACED,
 } from "./mapping.ts";
+import {
+  adoptBitmaps,
+  checkNewBitmap,
+  checkResizable,
+  handBitmapsOver,
+  storeBitmaps,
+  takeBitmapsBack,
+} from "./node-bitmaps.ts";
 import { openImage } from "./open.ts";
 import { readGuest } from "./read.ts";
 import { reopenImage } from "./reopen.ts";
 import { resizeImage } from "./resize.ts";
+import { deleteSnapshot, takeSnapshot } from "./snapshot-change.ts";
 import { statusOfGuest } from "./status.ts";
 import { writeGuest } from "./write.ts";
 
@@ -58,6 +70,8 @@ export class Qcow2Node implements BlockNode {
   #image!: Image;
   #context!: OpenContext;
   #mapping = newMapping();
+  /** It was inactivated since the image was last looked at. */
+  #isHandedOver = false;
   #drained: (readonly BlockNode[])[] = [];
 
   constructor(image: Image) {
@@ -69,6 +83,7 @@ export class Qcow2Node implements BlockNode {
   #use(image: Image): void {
     this.#image = image;
     this.#context = image.context;
+    adoptBitmaps(this, image);
     this.bytes = nodeBytes(image.header.bytes);
     this.limits = limitsOf(image);
   }
@@ -105,6 +120,7 @@ export class Qcow2Node implements BlockNode {
     const kind = this.#image.map.lookup(offset, bytes, mapping);
     const run = mapping.bytes;
     if (kind === NORMAL) {
+      if (this.#image.encryption !== null) return SLOW;
       return resolveInside(this.#image.data.node, mapping.host, run, out);
     }
     if (kind === COMPRESSED || kind === INVALID || kind === MISSING) return SLOW;
@@ -119,7 +135,7 @@ export class Qcow2Node implements BlockNode {
   #resolveWrite(offset: number, bytes: number, out: Resolution): ResolutionKind {
     const image = this.#image;
     this.#noteWrite(offset + bytes);
-    if (this.#context.detectZeroes !== "off") return SLOW;
+    if (this.#context.detectZeroes !== "off" || image.encryption !== null) return SLOW;
     const mapping = this.#mapping;
     const kind = image.map.lookup(offset, bytes, mapping);
     if (!(kind === NORMAL && mapping.copied) && !allocateNow(image, offset, mapping)) return SLOW;
@@ -149,6 +165,13 @@ export class Qcow2Node implements BlockNode {
     this.#noteWrite(offset + bytes);
     if (await writeDetectedZeroes(this.#context, this, offset, bytes, address)) return 0;
     return writeGuest(this.#image, offset, bytes, address);
+  }
+
+  async writeCompressed(offset: number, bytes: number, address: number): Promise<number> {
+    if (this.#image.isBroken) return -ENOMEDIUM;
+    this.#noteWrite(offset + bytes);
+    if (await writeDetectedZeroes(this.#context, this, offset, bytes, address)) return 0;
+    return writeCompressedGuest(this.#image, offset, bytes, address);
   }
 
   async writeZeroes(offset: number, bytes: number, flags: number): Promise<number> {
@@ -181,7 +204,9 @@ export class Qcow2Node implements BlockNode {
     const mapping = this.#mapping;
     const kind = this.#image.map.lookup(offset, bytes, mapping);
     if (mapping.bytes < bytes) return false;
-    if (kind === NORMAL) return this.#image.isPreallocated === false;
+    if (kind === NORMAL) {
+      return this.#image.encryption !== null || this.#image.isPreallocated === false;
+    }
     if (kind === COMPRESSED) return true;
     if (kind !== UNALLOCATED && kind !== UNALLOCATED_PLACED) return false;
     const { backingNode } = this.#image;
@@ -209,23 +234,62 @@ export class Qcow2Node implements BlockNode {
   }
 
   async reopen(context: OpenContext, _permissions: Permissions): Promise<ReopenedNode> {
-    return reopenImage(this.#image, context, (image) => this.#use(image));
+    return reopenImage(this, this.#image, context, (image) => this.#use(image));
   }
 
   async truncate(bytes: number): Promise<void> {
+    if (bytes !== this.#image.header.bytes) checkResizable(this, this.#image);
     await resizeImage(this.#image, bytes);
     this.bytes = nodeBytes(this.#image.header.bytes);
   }
 
-  async settle(): Promise<void> {
+  async settle(next: "read-only" | "handover" | null): Promise<void> {
+    const handsOver = next === "handover";
+    const endBitmaps = handsOver ? await handBitmapsOver(this, this.#image) : () => {};
+    if (next === "read-only") await storeBitmaps(this, this.#image);
     const result = await this.#image.settle();
-    if (result === 0) return;
-    throw new OutportError("io", `Could not write the metadata: ${strerror(result)}`);
+    if (result < 0) {
+      await this.unsettle();
+      throw new OutportError("io", `Could not write the metadata: ${strerror(result)}`);
+    }
+    endBitmaps();
+    this.#isHandedOver ||= handsOver;
+  }
+
+  unsettle(): Promise<void> {
+    return takeBitmapsBack(this.#image);
+  }
+
+  async takeSnapshot(name: string, timeUs: number): Promise<{ readonly id: string } | number> {
+    if (this.#image.isBroken) return -ENOMEDIUM;
+    return takeSnapshot(this.#image, name, timeUs);
+  }
+
+  async changeBackingFile(backingFile: string, format: string): Promise<number> {
+    if (this.#image.isBroken) return -ENOMEDIUM;
+    return changeBackingName(this.#image, backingFile, format);
+  }
+
+  async deleteSnapshot(id: string, name: string): Promise<number> {
+    const image = this.#image;
+    if (image.isBroken) return -ENOMEDIUM;
+    const snapshot = image.snapshots.find((one) => one.id === id && one.name === name);
+    return snapshot === undefined ? -ENOENT : deleteSnapshot(image, snapshot);
   }
 
   async invalidate(): Promise<void> {
-    const image = await openImage({ ...this.#context, active: true });
+    const hasBitmap = (name: string): boolean => bitmapsOf(this).find(name) !== undefined;
+    const context = { ...this.#context, active: true };
+    let image: Image;
+    try {
+      image = await openImage(context, this.#image, hasBitmap);
+    } catch (error) {
+      // What it knows may be out of date, and nobody keeps the bitmaps up to date.
+      this.#image.isBroken ||= this.#isHandedOver;
+      throw error;
+    }
     this.#image.abandon();
+    this.#isHandedOver = false;
     this.#use(image);
   }
 
@@ -234,11 +298,31 @@ export class Qcow2Node implements BlockNode {
     this.limits = limitsOf(this.#image);
   }
 
+  async checkNewBitmap(name: string, granularity: number): Promise<void> {
+    checkNewBitmap(this, this.#image, name, granularity);
+  }
+
+  removeStoredBitmap(name: string): Promise<void> {
+    return this.#image.bitmaps.remove(name);
+  }
+
   describe(): NodeDescription {
     return describeImage(this.#image);
   }
 
+  handOver(): unknown {
+    const { encryption } = this.#image;
+    return encryption === null ? undefined : { key: encryption.key };
+  }
+
   async close(): Promise<void> {
+    try {
+      await storeBitmaps(this, this.#image);
+    } catch (error) {
+      const text = error instanceof OutportError ? error.message : String(error);
+      const what = "Lost persistent bitmaps during inactivation of node";
+      this.#context.log(`${what} '${this.nodeName}': ${text}`);
+    }
     const result = await this.#image.close();
     if (result < 0) {
       this.#context.log(`Could not write the metadata of node '${this.nodeName}'`);

@@ -6,6 +6,8 @@ import * as abi from "../../../abi/qcow2.ts";
 import { strerror } from "../../../runtime/errno.ts";
 import { OutportError } from "../../../util/error.ts";
 import type { OpenContext } from "../../driver.ts";
+import { removeExtension } from "./bitmap-extension.ts";
+import { checkKeySecret, encryptionPlace, openEncryption } from "./encryption.ts";
 import { checkFeatures, parseExtras, parseHeader, type Qcow2Header } from "./header.ts";
 import { Image } from "./image.ts";
 import { ImageFile } from "./image-file.ts";
@@ -36,8 +38,15 @@ export async function readHeader(file: ImageFile, writable: boolean): Promise<Re
   return { header, cluster };
 }
 
-/** Throws OutportError. The children are open, those that the header names, too. */
-export async function openImage(context: OpenContext): Promise<Image> {
+/**
+ * Throws OutportError. The children are open, those that the header names, too. `before`: the same
+ * image as it is open, for its key. `hasBitmap`: the node has a dirty bitmap of that name already.
+ */
+export async function openImage(
+  context: OpenContext,
+  before?: Image,
+  hasBitmap: (name: string) => boolean = () => false,
+): Promise<Image> {
   const { reactor, children } = context;
   // It may have grown in other hands.
   children.file!.refreshLength?.();
@@ -48,34 +57,60 @@ export async function openImage(context: OpenContext): Promise<Image> {
   const settings = settingsOf(context.options, header, layout, context.discardUnmap);
   const refcounts = await readRefcounts(file, header, layout, settings);
   const extras = parseExtras(header, cluster);
+  checkKeySecret(header, context.options);
+  const place = encryptionPlace(header, extras);
   checkDataFile(layout, children["data-file"] !== undefined);
   const snapshots = await readSnapshots(file, header);
   const dataFile = layout.hasDataFile ? new ImageFile(reactor, children["data-file"]!) : null;
   const backing = children.backing === undefined ? null : new ImageFile(reactor, children.backing);
   const { l2EntryCacheBytes: sliceBytes, l2CacheEntries: slicesMax } = settings;
   const tables = new L2Tables({ layout, l1, sliceBytes, slicesMax });
+  const keys = before?.encryption ?? null;
+  const encryption = await openEncryption(context, place, file, dataFile, keys);
   const parts = { file, dataFile, backing, header, extras, layout, settings, tables, refcounts };
-  const image = new Image({ context, ...parts, snapshots });
-  if (context.readOnly || context.active === false) return image;
+  const image = new Image({ context, ...parts, snapshots, encryption });
   try {
-    await prepareForWriting(image);
+    await openBitmaps(image, hasBitmap);
+    if (!context.readOnly && context.active !== false) await prepareForWriting(image);
   } catch (error) {
     image.abandon();
+    if (before === undefined) encryption?.key.fill(0);
     throw error;
   }
   return image;
 }
 
+/** Throws OutportError. */
+async function openBitmaps(image: Image, hasBitmap: (name: string) => boolean): Promise<void> {
+  const { extras, context, bitmaps } = image;
+  const isThere = extras.extensions.some(({ type }) => type === abi.QCOW2_EXT_MAGIC_BITMAPS);
+  if (isThere && extras.bitmaps === null) {
+    const what = "a program lacking bitmap support modified this file";
+    context.log(`${context.nodeName}: ${what}, so all bitmaps are now considered inconsistent`);
+  }
+  if (context.active === false) {
+    // Another process has them now: they are only listed.
+    await bitmaps.readDirectory().catch(() => {});
+    return;
+  }
+  await bitmaps.readDirectory();
+  await bitmaps.load(hasBitmap, context.readOnly);
+  if (!context.readOnly) await bitmaps.setInUse(true);
+}
+
 /** What an image needs before it is written to. Throws OutportError. */
 async function prepareForWriting(image: Image): Promise<void> {
-  const { header } = image;
+  const { header, extras } = image;
   const { hi, lo } = header.autoclear;
-  // Stored dirty bitmaps would miss our writes: cleared, nobody relies on them any more.
-  const next = (lo & abi.QCOW2_AUTOCLEAR_MASK & ~abi.QCOW2_AUTOCLEAR_BITMAPS) >>> 0;
+  const next = (lo & abi.QCOW2_AUTOCLEAR_MASK) >>> 0;
   if (hi !== 0 || next !== lo) {
     const result = await image.writeField(abi.HEADER_AUTOCLEAR_FEATURES, 0, next);
     if (result < 0) throw ioError("Could not update qcow2 header", result);
     header.autoclear = { hi: 0, lo: next };
+  }
+  if (extras.bitmaps === null) {
+    const result = await removeExtension(image);
+    if (result < 0) throw ioError("Could not update qcow2 header", result);
   }
   if ((header.incompatible.lo & abi.QCOW2_INCOMPAT_DIRTY) === 0) return;
   const result = await repairImage(image);

@@ -63,15 +63,13 @@ export const qcow2Members = {
   ),
 } satisfies ObjectMembers;
 
-/** All that a reopen may change. */
+/** All that a reopen may change or leave out. */
 export const qcow2Reopenable = [
   "lazy-refcounts",
   "pass-discard-request",
   "pass-discard-snapshot",
   "pass-discard-other",
   "discard-no-unref",
-  "encrypt.format",
-  "encrypt.key-secret",
   "overlap-check",
   "overlap-check.template",
   ...[
@@ -179,7 +177,11 @@ function cacheSizes(options: Wire, header: Qcow2Header, layout: Layout) {
   };
 }
 
-const CONSTANT = "main-header active-l1 refcount-table snapshot-table bitmap-directory".split(" ");
+const CONSTANT = [
+  ...["main-header", "active-l1", "refcount-table", "snapshot-table", "bitmap-directory"],
+  // QSD differs: it writes there, and nobody opens the image any more.
+  "encryption-header",
+];
 const CACHED = ["active-l2", "refcount-block", "inactive-l1"];
 const TEMPLATES: Readonly<Record<string, readonly string[]>> = {
   none: [],
@@ -202,7 +204,7 @@ function overlapChecks(options: Wire): ReadonlySet<string> {
   return names;
 }
 
-/** Encrypted images are refused: their data can't be had. */
+/** As the header and the options say. */
 function checkEncryption(options: Wire, { cryptMethod }: Qcow2Header): void {
   const given = (options.encrypt as { format: string } | undefined)?.format;
   if (cryptMethod === abi.QCOW_CRYPT_NONE) {
@@ -214,7 +216,8 @@ function checkEncryption(options: Wire, { cryptMethod }: Qcow2Header): void {
   if (given !== undefined && given !== format) {
     fail(`Header reported '${format}' encryption format but options specify '${given}'`);
   }
-  // QSD differs: it opens them.
+  if (format === "luks") return;
+  // QSD differs: it opens them. What they keep secret, others find out.
   throw new OutportError("unsupported", `Encryption format '${format}' is not supported`);
 }
 

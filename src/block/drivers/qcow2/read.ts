@@ -2,9 +2,9 @@
  * Reading the guest's disk whatever it is made of, and whether it is known to be zeroes.
  * Thread: iothread; everything async may suspend.
  */
-import { EIO, ENOMEDIUM } from "../../../runtime/errno.ts";
+import { ENOMEDIUM } from "../../../runtime/errno.ts";
 import { assert } from "../../../util/error.ts";
-import { readCompressed } from "./compressed.ts";
+import { type CompressedPlace, compressedPlace } from "./compressed.ts";
 import type { Image } from "./image.ts";
 import {
   COMPRESSED,
@@ -16,6 +16,9 @@ import {
   UNALLOCATED,
   UNALLOCATED_PLACED,
 } from "./mapping.ts";
+
+/** As many threads inflate at a time, at most. */
+const READ_AHEAD_CLUSTERS = 3;
 
 /** To native memory at `address`. In bounds. 0 or -errno. */
 export async function readGuest(
@@ -29,6 +32,7 @@ export async function readGuest(
     if (image.isBroken) return -ENOMEDIUM;
     const at = offset + done;
     image.map.lookup(at, bytes - done, mapping);
+    if (mapping.kind === COMPRESSED) readAhead(image, at + mapping.bytes, offset + bytes);
     const result =
       mapping.kind === MISSING
         ? await load(image, at)
@@ -69,23 +73,35 @@ async function readRun(
   return bytes;
 }
 
-/** Up to the end of the cluster at most. */
+/** Up to the end of the cluster at most. Returns the bytes done, or -errno. */
 async function readFromCompressed(
   image: Image,
   offset: number,
   bytes: number,
   address: number,
 ): Promise<number> {
-  const { layout, tables, reactor } = image;
+  const from = offset % image.layout.clusterBytes;
+  return (await image.inflated.read(placeOf(image, offset), from, bytes, address)) || bytes;
+}
+
+/** Has the next compressed clusters of a request inflated while one waits for the first. */
+function readAhead(image: Image, start: number, end: number): void {
+  const { clusterBytes } = image.layout;
+  const mapping = newMapping();
+  const aheadEnd = Math.min(end, start + READ_AHEAD_CLUSTERS * clusterBytes);
+  for (let at = start; at < aheadEnd; at += clusterBytes) {
+    if (image.map.lookup(at, 1, mapping) !== COMPRESSED) return;
+    if (!image.inflated.prefetch(placeOf(image, at))) return;
+  }
+}
+
+/** Of the compressed cluster at `offset`, whose entry has just been looked at. */
+function placeOf({ layout, tables, header }: Image, offset: number): CompressedPlace {
   const slice = tables.find(offset);
   assert(slice !== null, "the entry has just been looked at");
   const index = Math.floor((offset - slice.key * tables.sliceSpan) / layout.clusterBytes);
   const word = index * (layout.l2EntryBytes / 4);
-  const cluster = await readCompressed(image, slice.words[word]!, slice.words[word + 1]!);
-  if (typeof cluster === "number") return cluster === 0 ? -EIO : cluster;
-  const from = offset % layout.clusterBytes;
-  reactor.memory.u8.set(cluster.subarray(from, from + bytes), address - reactor.memory.address);
-  return bytes;
+  return compressedPlace(slice.words[word]!, slice.words[word + 1]!, header.clusterBits);
 }
 
 /** True: all of it reads as zeroes, by the tables in memory and the backing file's length. */

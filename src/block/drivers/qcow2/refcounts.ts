@@ -127,6 +127,20 @@ export class Refcounts {
     }
   }
 
+  /** A block of its own with the same counts. */
+  copyOf({ index, offset, bytes }: RefcountBlock): RefcountBlock {
+    return new RefcountBlock(index, offset, bytes.slice());
+  }
+
+  /** The block lies elsewhere and has other counts: all of it is on the disk. */
+  replaceBlock(index: number, offset: number, bytes: Uint8Array): void {
+    const before = this.#blocks.get(index);
+    assert(before === undefined || !this.dirty.has(before), "nothing is lost");
+    this.#blocks.delete(index);
+    this.#table[index] = offset;
+    this.#add(new RefcountBlock(index, offset, bytes));
+  }
+
   get(block: RefcountBlock, entry: number): number {
     const { refcountBits } = this.layout;
     switch (refcountBits) {

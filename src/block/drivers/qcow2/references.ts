@@ -6,20 +6,14 @@
 import * as abi from "../../../abi/qcow2.ts";
 import { EFBIG, EIO } from "../../../runtime/errno.ts";
 import { compressedPlace } from "./compressed.ts";
-import { getU64, viewOf } from "./header.ts";
+import { encryptionPlace } from "./encryption.ts";
 import type { Image } from "./image.ts";
 import { swapWords } from "./l2-tables.ts";
 import { hostOf } from "./mapping.ts";
+import { snapshotTableBytes } from "./snapshots.ts";
 
 /** More would take too much memory: 16 TiB of the usual clusters. */
 const CLUSTERS_MAX = 2 ** 28;
-
-// Of a bitmap directory entry.
-const BITMAP_TABLE_OFFSET = 0;
-const BITMAP_TABLE_SIZE = 8;
-const BITMAP_NAME_SIZE = 18;
-const BITMAP_EXTRA_DATA_SIZE = 20;
-const BITMAP_ENTRY_BYTES = 24;
 
 export class ReferenceCounter {
   readonly counts: Uint16Array;
@@ -35,7 +29,7 @@ export class ReferenceCounter {
 
   /** 0 or -errno: the image can't be read, or refers to what it does not have. */
   async count(): Promise<number> {
-    const { header, refcounts, snapshots, tables } = this.#image;
+    const { header, extras, refcounts, snapshots, tables } = this.#image;
     if (this.counts.length === 0) return -EFBIG;
     const tableBytes = header.refcountTableClusters * this.#clusterBytes;
     let result = this.#add(0, this.#clusterBytes);
@@ -46,13 +40,13 @@ export class ReferenceCounter {
     const l1Bytes = header.l1Size * abi.ENTRY_BYTES;
     if (result === 0) result = this.#add(header.l1TableOffset, l1Bytes);
     if (result === 0) result = await this.#addTables(tables.l1);
-    const last = snapshots.at(-1);
-    if (last !== undefined && result === 0) {
-      result = this.#add(header.snapshotsOffset, last.tableEnd);
-    }
+    const snapshotBytes = snapshotTableBytes(snapshots);
+    if (result === 0) result = this.#add(header.snapshotsOffset, snapshotBytes);
     for (const { l1TableOffset, l1Size } of snapshots) {
       if (result === 0) result = await this.#addSnapshot(l1TableOffset, l1Size);
     }
+    const place = encryptionPlace(header, extras);
+    if (place !== null && result === 0) result = this.#add(place.offset, place.bytes);
     return result < 0 ? result : this.#addBitmaps();
   }
 
@@ -98,27 +92,15 @@ export class ReferenceCounter {
 
   /** Those that the image vouches for: others are lost, and so are their clusters. */
   async #addBitmaps(): Promise<number> {
-    const { extras, header, file } = this.#image;
-    const data = extras.extensions.find(({ type }) => type === abi.QCOW2_EXT_MAGIC_BITMAPS)?.data;
-    if (data === undefined || (header.autoclear.lo & abi.QCOW2_AUTOCLEAR_BITMAPS) === 0) return 0;
-    const view = viewOf(data);
-    const offset = getU64(view, abi.BITMAPS_DIRECTORY_OFFSET);
-    const bytes = getU64(view, abi.BITMAPS_DIRECTORY_SIZE);
-    const result = this.#add(offset, bytes);
-    if (result < 0) return result;
-    const directory = await file.readBytes(offset, bytes);
-    if (typeof directory === "number") return directory;
-    const entries = viewOf(directory);
-    for (let at = 0; at + BITMAP_ENTRY_BYTES <= bytes; ) {
-      const tableOffset = getU64(entries, at + BITMAP_TABLE_OFFSET);
-      const tableSize = entries.getUint32(at + BITMAP_TABLE_SIZE);
-      const added = await this.#addBitmapTable(tableOffset, tableSize * abi.ENTRY_BYTES);
-      if (added < 0) return added;
-      const names = entries.getUint16(at + BITMAP_NAME_SIZE);
-      const extra = entries.getUint32(at + BITMAP_EXTRA_DATA_SIZE);
-      at += Math.ceil((BITMAP_ENTRY_BYTES + extra + names) / 8) * 8;
+    const { extras, bitmaps } = this.#image;
+    if (extras.bitmaps === null) return 0;
+    let result = this.#add(extras.bitmaps.offset, extras.bitmaps.bytes);
+    for (const { table } of bitmaps.list) {
+      if (result === 0) {
+        result = await this.#addBitmapTable(table.offset, table.size * abi.ENTRY_BYTES);
+      }
     }
-    return 0;
+    return result;
   }
 
   async #addBitmapTable(offset: number, bytes: number): Promise<number> {

@@ -10,7 +10,7 @@ import { roundUp } from "../../child-io.ts";
 import { SECTOR_BYTES } from "../../description.ts";
 import { REQ_MAY_UNMAP } from "../../node.ts";
 import type { Allocation } from "./allocator.ts";
-import { discardGuest, zeroGuest } from "./discard.ts";
+import { discardGuest, readsAsZeroes, zeroGuest } from "./discard.ts";
 import { setU64, viewOf } from "./header.ts";
 import type { Image } from "./image.ts";
 import { swapWords } from "./l2-tables.ts";
@@ -38,7 +38,7 @@ async function shrink(image: Image, bytes: number): Promise<void> {
   // Up to the next cluster it stays, and is nobody's.
   const first = roundUp(bytes, layout.clusterBytes);
   if (first < before) {
-    const discarded = await discardGuest(image, first, before - first);
+    const discarded = await discardGuest(image, first, before - first, false);
     if (discarded < 0) throw failure("Failed to discard cropped clusters", discarded);
   }
   while (writer.isCommitting) await writer.settled();
@@ -80,7 +80,8 @@ async function zeroTail(image: Image, from: number, to: number): Promise<number>
   const hasBacking = backingNode !== null && backingNode.bytes > from;
   const backed = hasBacking ? Math.min(to, backingNode.bytes) : from;
   const end = Math.min(to, roundUp(Math.max(from, backed), layout.clusterBytes));
-  return end > from ? zeroGuest(image, from, end - from, REQ_MAY_UNMAP) : 0;
+  if (end === from || (!hasBacking && (await readsAsZeroes(image, from, end)))) return 0;
+  return zeroGuest(image, from, end - from, REQ_MAY_UNMAP);
 }
 
 /** The new table is on the disk before the header points to it. Throws OutportError. */

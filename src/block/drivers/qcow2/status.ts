@@ -66,7 +66,8 @@ function statusOfData(
   out: BlockStatus,
 ): number | Promise<number> {
   out.flags = STATUS_DATA | STATUS_ALLOCATED;
-  if (image.isPreallocated === false) return 0;
+  // Holes of the file are no zeroes of a guest whose data is encrypted.
+  if (image.isPreallocated === false || image.encryption !== null) return 0;
   if (image.isPreallocated === null) {
     return isPreallocated(image).then((is) => {
       image.isPreallocated = is;

@@ -184,7 +184,7 @@ async function writeNew(
 }
 
 /** The cluster at `offset` has no place that may be written to. */
-function needsPlace(image: Image, slice: L2Slice, offset: number): boolean {
+export function needsPlace(image: Image, slice: L2Slice, offset: number): boolean {
   const word = wordOf(image, slice, offset);
   const hi = slice.words[word]!;
   if ((hi & abi.QCOW_OFLAG_COMPRESSED_HI) !== 0) return true;
@@ -246,8 +246,8 @@ async function writeCovered(
   const { offset, bytes, address, host } = piece;
   const after = offset + bytes;
   const { data, reactor } = image;
-  const needsHead = await needsFill(image, piece, start, offset);
-  const needsTail = await needsFill(image, piece, after, end);
+  const needsHead = start < offset && (await needsFill(image, piece, start, offset));
+  const needsTail = after < end && (await needsFill(image, piece, after, end));
   if (!needsHead && !needsTail) return data.write(host, bytes, address);
   const from = needsHead ? start : offset;
   const to = needsTail ? end : after;
@@ -275,8 +275,9 @@ async function needsFill(
   start: number,
   end: number,
 ): Promise<boolean> {
-  if (start >= end) return false;
   if (!isKnownZero(image, start, end - start)) return true;
+  // Zeroes of the host are no zeroes of a guest whose data is encrypted.
+  if (image.encryption !== null) return true;
   if (isNew && isFresh) return false;
   const status: BlockStatus = { flags: 0, bytes: 0, depth: 0 };
   const at = host + (start - offset);

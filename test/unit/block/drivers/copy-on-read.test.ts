@@ -244,9 +244,9 @@ describe("copy-on-read's bottom", () => {
       servedDevices: () => [],
     } satisfies Surroundings);
 
-  test("is counted in layers; filters are none", () => {
+  test("is counted in nodes, as block status counts them", () => {
     expect(bind({})).toBe(Infinity);
-    expect(["top", "middle", "base"].map((bottom) => bind({ bottom }))).toEqual([1, 2, 3]);
+    expect(["top", "middle", "base"].map((bottom) => bind({ bottom }))).toEqual([1, 3, 4]);
   });
 
   test("is refused in QSD's words, or ours where it loops", () => {

@@ -504,6 +504,8 @@ describe("describe()", () => {
   test("counts by geometry but for writers who mean their size", async () => {
     expect((await open(vpcImage())).bytes).toBe(3 * 64 * KiB + 4096);
     expect((await open(vpcImage("vpc "))).bytes).toBe(3 * 4 * 17 * 512);
+    expect((await open(vpcImage("qemu"))).bytes).toBe(3 * 4 * 17 * 512);
+    expect((await open(vpcImage("else"))).bytes).toBe(3 * 64 * KiB + 4096);
   });
 });
 

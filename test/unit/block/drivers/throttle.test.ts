@@ -80,7 +80,8 @@ describe("throttle", () => {
     const payload = new Payload(reactor, 512);
     const start = performance.now();
     await runOn(reactor, () => node.read(0, 512, payload.address));
-    expect(performance.now() - start).toBeLessThan(500);
+    // One that waits for ten does so for nine seconds.
+    expect(performance.now() - start).toBeLessThan(8000);
     expect(Buffer.compare(payload.u8, child.data.subarray(0, 512))).toBe(0);
   });
 
@@ -98,14 +99,16 @@ describe("throttle", () => {
       const start = performance.now();
       const wait = async () => {
         for (let i = 0; i < 20; i++) group.take(0, 1, reactor.linux.monotonicNs());
-        return [
-          await node.flush(),
-          performance.now() - start < 40,
-          await request(),
-          await request(),
-        ];
+        const ended: string[] = [];
+        const note = (what: string) => (result: number) => ended.push(`${what} ${result}`);
+        await Promise.all([
+          request().then(note("request")),
+          request().then(note("request")),
+          node.flush().then(note("flush")),
+        ]);
+        return ended;
       };
-      expect(await runOn(reactor, wait)).toEqual([0, true, 0, 0]);
+      expect(await runOn(reactor, wait)).toEqual(["flush 0", "request 0", "request 0"]);
       // Room for one of the two.
       expect(performance.now() - start).toBeGreaterThan(25);
     }
@@ -121,9 +124,9 @@ describe("throttle", () => {
   test("two nodes share a group", async () => {
     const other = await open({ nodeName: "node1" });
     configure({ "iops-read": 20, "iops-read-max": 20 });
-    for (let i = 0; i < 20; i++) group.take(0, 1, reactor.linux.monotonicNs());
     const payload = new Payload(reactor, 512);
     const start = performance.now();
+    for (let i = 0; i < 20; i++) group.take(0, 1, reactor.linux.monotonicNs());
     const read = (from: BlockNode) => from.read(0, 512, payload.address);
     await runOn(reactor, () => Promise.all([read(node), read(other), read(node), read(other)]));
     expect(performance.now() - start).toBeGreaterThan(100);
@@ -133,12 +136,11 @@ describe("throttle", () => {
     configure({ "bps-total": 1, "bps-total-max": 1 });
     const backend = new BlockBackend(reactor, node, { writable: true, writethrough: false });
     const payload = new Payload(reactor, 4096);
-    const start = performance.now();
     const reads = [0, 1, 2].map(() => backend.request(OP_READ, 0, 4096, payload.address, 0));
     const write = backend.request(OP_WRITE, 0, 4096, payload.address, 0);
     expect(await runOn(reactor, () => backend.close())).toBe(0);
+    // Not in an hour, as the limit would have it.
     expect(await runOn(reactor, () => Promise.all([...reads, write]))).toEqual([0, 0, 0, 0]);
-    expect(performance.now() - start).toBeLessThan(1000);
   });
 
   test("is a member of its group while it is open, and changes it when reopened", async () => {

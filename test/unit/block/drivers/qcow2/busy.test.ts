@@ -52,6 +52,6 @@ describe("more requests than there are buffers for", () => {
       await runOn(reactor, () => all);
       expect(ended).toEqual(new Array(COUNT).fill(0));
       await image.close();
-    }, 20_000);
+    }, 60_000);
   }
 });

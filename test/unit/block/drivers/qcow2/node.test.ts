@@ -147,14 +147,15 @@ describe("Qcow2Node", () => {
     resolve(OP_READ, CLUSTER, 512);
     expect(out.offset).not.toBe(first);
     await ask(OP_FLUSH, 0, 0);
-    // The first one finds out that nothing is on its way there any more.
-    await write(2 * CLUSTER, CLUSTER);
-    await runOn(reactor, () => reactor.sleep(1_000_000));
-    await write(3 * CLUSTER, CLUSTER);
-    resolve(OP_READ, 2 * CLUSTER, 512);
-    const third = out.offset;
-    resolve(OP_READ, 3 * CLUSTER, 512);
-    expect([third, out.offset]).toContain(first);
+    // One of the next finds out that nothing is on its way there any more.
+    const places: number[] = [];
+    for (let index = 2; places.at(-1) !== first && index < 100; index++) {
+      await write(index * CLUSTER, CLUSTER);
+      resolve(OP_READ, index * CLUSTER, 512);
+      places.push(out.offset);
+      await runOn(reactor, () => reactor.sleep(1_000_000));
+    }
+    expect(places).toContain(first);
   });
 
   test("zeroes clusters with or without their places", async () => {

@@ -116,6 +116,6 @@ describe("MetadataMap", () => {
     const metadata = map();
     metadata.add("active-l1", 8192, 100);
     metadata.add("active-l2", 8192, 4096);
-    expect([metadata.disputeOf(8192), metadata.disputeOf(0)]).toEqual(["active-l1", null]);
+    expect(metadata.dispute).toEqual({ kind: "active-l1", offset: 8192 });
   });
 });
