@@ -4,7 +4,7 @@
  */
 import { invalid } from "../util/error.ts";
 
-/** Every option; those that take an argument are true. The last two are outport's own. */
+/** Every option; those that take an argument are true. The last five are outport's own. */
 const OPTIONS = {
   blockdev: true,
   chardev: true,
@@ -17,16 +17,22 @@ const OPTIONS = {
   pidfile: true,
   trace: true,
   version: false,
+  format: true,
   "log-format": true,
   "log-level": true,
+  "read-only": false,
+  socket: true,
 } as const;
 export type OptionName = keyof typeof OPTIONS;
 
 const LETTERS: Readonly<Record<string, OptionName>> = { h: "help", T: "trace", V: "version" };
 
 export interface Option {
-  /** "stray" is an argument that belongs to no option: a mistake when its turn comes. */
-  readonly name: OptionName | "stray";
+  /**
+   * "stray" is an argument that belongs to no option: a mistake when its turn comes, unless the
+   * whole line is a quick start, of which it is the "image".
+   */
+  readonly name: OptionName | "stray" | "image";
   /** Empty when the option takes none. */
   readonly value: string;
   /** As it was written, for messages. */

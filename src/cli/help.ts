@@ -12,6 +12,7 @@ export function versionText(): string {
 /** Laid out as QSD's, so that scripts that look for an option find it. */
 export function helpText(): string {
   return `Usage: ${PROGRAM} [options]
+       ${PROGRAM} [--format <format>] [--read-only] [--socket <path>] <image>
 Export disk images, as QEMU's storage daemon does
 
   -h, --help             display this help and exit
@@ -66,13 +67,26 @@ Export disk images, as QEMU's storage daemon does
 
   --pidfile <path>       write process ID to a file after startup
 
-Of ${PROGRAM} only:
+${ownOptions()}Options take effect in the order in which they are given.
+`;
+}
+
+function ownOptions(): string {
+  return `Of ${PROGRAM} only:
+
+  <image>                serve this image over NBD; its format is guessed, and
+                         what has none that is known is a raw disk, read-only
+  --format raw|qcow2|vdi|vhdx|vmdk|vpc
+                         the format of the image; writing to a raw disk, and
+                         files that the image names, want it given
+  --read-only            serve the image for reading only
+  --socket <path>        where to listen for it
+                         ($XDG_RUNTIME_DIR or /tmp, outport-<pid>.sock)
 
   --log-format ${LOG_FORMATS.join("|")}
                          how diagnostics look on standard error (${LOG_FORMATS[0]})
   --log-level ${LOG_LEVELS.join("|")}
                          which ones appear there (warn)
 
-Options take effect in the order in which they are given.
 `;
 }

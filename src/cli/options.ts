@@ -37,6 +37,8 @@ export interface OptionTargets {
   /** For what is understood, yet not well written. */
   readonly log: Log;
   readonly setPidfile: (path: string) => void;
+  /** The quick start. */
+  readonly serveImage: (path: string) => Promise<void>;
   /** For a monitor that is given none. */
   readonly makeMonitorId: () => string;
 }
@@ -79,6 +81,9 @@ export async function applyOption(
       return undefined;
     case "trace":
       return await targets.tracing.add(option);
+    case "image":
+      await targets.serveImage(option.value);
+      return undefined;
     case "stray":
       throw new OutportError("invalid", "Unexpected argument");
     default:

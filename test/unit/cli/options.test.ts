@@ -42,6 +42,7 @@ async function run(...args: string[]): Promise<{ done: unknown[]; answer: Answer
     objectKinds,
     log: (...args) => void done.push(args),
     setPidfile: (path) => void done.push(["pidfile", path]),
+    serveImage: async (path) => void done.push(["image", path]),
     makeMonitorId: () => "compat_monitor0",
   });
   return { done, answer };
