@@ -14,6 +14,8 @@ function parts(): RuntimeParts {
     ffi: makeFfi(),
     nowNs: () => Math.round(performance.now() * 1e6),
     url: import.meta.url,
+    // A turn of the event loop: by then all microtasks have run, however deep they chain.
+    runMicrotasks: () => new Promise((resolve) => void setImmediate(resolve)),
     programArgs: build.standalone ? [] : ["run", "-A", process.argv[1] as string],
     hidesInherited: false,
   };

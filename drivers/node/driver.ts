@@ -18,9 +18,11 @@ export interface RuntimeParts extends ProgramStart {
   readonly nowNs: () => number;
   /** Of a module that has the thread entries next to it. */
   readonly url: string;
+  readonly runMicrotasks: () => Promise<void>;
 }
 
-export function makeThreadDriver({ name, ffi, nowNs, url }: RuntimeParts): ThreadDriver {
+export function makeThreadDriver(parts: RuntimeParts): ThreadDriver {
+  const { name, ffi, nowNs, url, runMicrotasks } = parts;
   const arch = process.arch;
   if (process.platform !== "linux" || (arch !== "x64" && arch !== "arm64")) {
     throw new Error(`Linux on x64 or arm64 is needed: this is ${process.platform} on ${arch}`);
@@ -32,8 +34,7 @@ export function makeThreadDriver({ name, ffi, nowNs, url }: RuntimeParts): Threa
     ffi,
     clock: { nowNs, realTimeUs: () => linux.realTimeUs() },
     startThread: threadStarter(url),
-    // A turn of the event loop: by then all microtasks have run, however deep they chain.
-    runMicrotasks: () => new Promise((resolve) => void setImmediate(resolve)),
+    runMicrotasks,
     env,
     stderr,
   };

@@ -64,6 +64,13 @@ export class FakeIothread implements Iothread {
         if ((params as NodeOpen).active === false) this.inactive.add(nodeName);
         return info(!readOnly);
       }
+      case "node-implied":
+        return [];
+      case "snapshot-take":
+        return { id: "1" };
+      case "snapshot-delete":
+      case "node-backing-file":
+        return 0;
       case "node-close": {
         const { nodeName } = params as { nodeName: string };
         if (!this.nodes.delete(nodeName)) throw new Error(`${nodeName} is not open`);

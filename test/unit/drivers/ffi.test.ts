@@ -74,11 +74,12 @@ describe("ffi", () => {
 
 describe("clock", () => {
   test("nowNs() is monotonic and counts nanoseconds", async () => {
+    const startMs = performance.now();
     const start = driver.clock.nowNs();
     await new Promise((resolve) => setTimeout(resolve, 20));
     const elapsed = driver.clock.nowNs() - start;
     expect(elapsed).toBeGreaterThan(15e6);
-    expect(elapsed).toBeLessThan(2e9);
+    expect(elapsed).toBeLessThan((performance.now() - startMs + 1) * 1e6);
     expect(Number.isSafeInteger(driver.clock.nowNs())).toBe(true);
   });
 });

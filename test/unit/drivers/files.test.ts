@@ -19,7 +19,7 @@ afterAll(() => rmSync(folder, { recursive: true }));
 const at = (name: string) => join(folder, name);
 
 async function until(condition: () => boolean): Promise<void> {
-  for (let round = 0; !condition() && round < 500; round++) {
+  for (let round = 0; !condition() && round < 10_000; round++) {
     await new Promise((resolve) => setTimeout(resolve, 2));
   }
   expect(condition()).toBe(true);

@@ -47,6 +47,11 @@ describe("threads", () => {
     expect(await run("microtasks").log).toEqual([500, "exit"]);
   });
 
+  test("what is left behind between runMicrotasks() is collected", async () => {
+    const [heapBytes] = await run("garbage").log;
+    expect(heapBytes).toBeLessThan(64 * 1024 * 1024);
+  });
+
   test("a thread starts a thread although its event loop stands still", async () => {
     expect(await run("nest").log).toEqual([POLLIN, "exit"]);
   });
