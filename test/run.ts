@@ -1,190 +1,161 @@
 /**
  * `npm test`: everything, on both runtimes, with the built executable and with both I/O engines.
- * `npm test -- NAME ...` runs only the steps whose names begin so. The last line has the sums.
+ * `npm test -- NAME ...` runs only the steps whose names begin so; `--verbose` shows all that they
+ * print. Otherwise a step is one line, and each failed test is shown with its error. The whole
+ * output of each step is in dist/test. The last line has the sums.
  */
 
-import { spawn, spawnSync } from "node:child_process";
-import { readdirSync } from "node:fs";
-import { resolve } from "node:path";
-import { makeFfi } from "../drivers/bun/ffi.ts";
+import { spawnSync } from "node:child_process";
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { BIN, OUTPUTS, outputOf, ROOT, type Step, steps, writeTimings } from "./steps.ts";
 import { CLIENT_PACKAGES, missingClients } from "./support/clients.ts";
-import { type Counts, judge, sentence } from "./support/counts.ts";
+import { type CommandResult, endCommandsOnSignal, runCommand } from "./support/command.ts";
+import { type Counts, judge, plain, sentence, sumOf } from "./support/counts.ts";
+import { errorOf, type Failure, failuresIn, titleOf } from "./support/failures.ts";
 
-const ROOT = resolve(import.meta.dirname, "..");
-const BIN = `${ROOT}/node_modules/.bin`;
-const EXECUTABLE = `${ROOT}/dist/outport`;
-const STEP_MS_MAX = 8 * 60_000;
+/** Several times what the longest one takes. */
+const STEP_MS_MAX = 25 * 60_000;
 
-const DENO_TEST = "deno test -A --no-check --quiet";
-const SOURCE_ON_BUN = `${BIN}/bun ${ROOT}/drivers/bun/main.ts`;
-const SOURCE_ON_DENO = `${BIN}/deno run -A --no-check --quiet ${ROOT}/drivers/deno/main.ts`;
-const BUNDLE_ON_DENO = `${BIN}/deno run -A --quiet ${ROOT}/dist/outport-deno/main.js`;
-const CONFORMANCE = "bun test --timeout 60000";
-
-interface Step {
-  readonly name: string;
-  readonly command: string;
-  readonly env?: Readonly<Record<string, string>>;
-  /** Prints no counts of its own: as a whole it passes or fails. */
-  readonly whole?: true;
-  /** A step without which this one makes no sense. */
-  readonly after?: string;
-  /** Why this machine cannot run it; then it counts as skipped. */
-  readonly impossible?: string | undefined;
-}
-
-/** Tries io_uring_setup(2) with a bad address: EFAULT where it is there and allowed. */
-function ioUringMissing(): string | undefined {
-  const EFAULT = 14;
-  const IO_URING_SETUP = 425;
-  const result = makeFfi().syscall(IO_URING_SETUP, 1, 0);
-  return result === -EFAULT ? undefined : `this kernel refuses io_uring (errno ${-result})`;
-}
-
-const without = (...names: string[]) =>
-  names.map((name) => `--path-ignore-patterns="**/${name}.test.ts"`).join(" ");
-
-/** The conformance tests that concern every way of running outport. */
-function coreConformance(): string {
-  const names = readdirSync(`${ROOT}/test/conformance`).filter((name) => name.startsWith("core-"));
-  return names.map((name) => `./test/conformance/${name}`).join(" ");
-}
-
-const daemon = (command: string, engine?: "io_uring" | "epoll") => ({
-  OUTPORT_COMMAND: command,
-  ...(engine === undefined ? {} : { OUTPORT_IO_ENGINE: engine }),
-});
-
-function steps(): Step[] {
-  const built = { after: "build" };
-  return [
-    { name: "lint", command: "biome check --error-on-warnings .", whole: true },
-    { name: "types", command: "tsc --noEmit", whole: true },
-    { name: "build", command: "bun compile/bun.ts", whole: true },
-    { name: "build-deno", command: "bun compile/deno.ts", whole: true },
-    { name: "unit on Bun", command: "npm run --silent unit" },
-    { name: "unit on Deno", command: `${DENO_TEST} test/unit test/tidy.test.ts` },
-    { name: "fuzz", command: "bun test --timeout 60000 ./test/fuzz" },
-    { name: "sim", command: "bun test --timeout 60000 ./test/sim" },
-    {
-      name: "smoke, executable",
-      command: "bun test ./compile/smoke.ts",
-      env: daemon(EXECUTABLE),
-      ...built,
-    },
-    {
-      name: "smoke, bundle on Deno",
-      command: "bun test ./compile/smoke.ts",
-      env: daemon(BUNDLE_ON_DENO),
-      after: "build-deno",
-    },
-    {
-      name: "conformance, executable, io_uring",
-      command: `${CONFORMANCE} ./test/conformance`,
-      env: daemon(EXECUTABLE, "io_uring"),
-      impossible: ioUringMissing(),
-      ...built,
-    },
-    {
-      name: "conformance, executable, epoll",
-      // A guest takes minutes, and core-vhost-user serves as many rings with this engine.
-      command: `${CONFORMANCE} ${without("guest", "qcow2-reader")} ./test/conformance`,
-      env: daemon(EXECUTABLE, "epoll"),
-      ...built,
-    },
-    {
-      name: "core conformance, source on Bun",
-      command: `${CONFORMANCE} ${coreConformance()}`,
-      env: daemon(SOURCE_ON_BUN),
-    },
-    {
-      name: "core conformance, source on Deno",
-      command: `${CONFORMANCE} ${coreConformance()}`,
-      env: daemon(SOURCE_ON_DENO),
-    },
-  ];
-}
-
-/** Runs the command, showing its output as it comes. */
-function stream(command: string, env: Readonly<Record<string, string>>) {
-  return new Promise<{ output: string; exitCode: number }>((resolve) => {
-    const child = spawn("/bin/sh", ["-c", `exec ${command}`], {
-      cwd: ROOT,
-      stdio: ["ignore", "pipe", "pipe"],
-      env: { ...process.env, PATH: `${BIN}:${process.env.PATH}`, NO_COLOR: "1", ...env },
-    });
-    let output = "";
-    const timer = setTimeout(() => {
-      console.log(`\nended after ${STEP_MS_MAX / 60_000} minutes`);
-      child.kill("SIGKILL");
-    }, STEP_MS_MAX);
-    for (const pipe of [child.stdout, child.stderr]) {
-      pipe.setEncoding("utf8").on("data", (text: string) => {
-        output += text;
-        process.stdout.write(text);
-      });
-    }
-    child.on("exit", (code) => {
-      clearTimeout(timer);
-      // A daemon left over by a failing test may keep the pipes open.
-      setTimeout(() => resolve({ output, exitCode: code ?? 1 }), 50);
-    });
-  });
-}
+const APT_ATTEMPTS = 4;
+const APT_PAUSE_MS = 10_000;
+const APT_GET = ["-qq", "-o", "Acquire::Retries=3", "-o", "DPkg::Lock::Timeout=300"];
 
 /** Installs the real clients where that is possible; tests that lack one fail and name it. */
 function installClients(): void {
-  if (missingClients().length === 0) return;
-  console.log(`== clients: ${missingClients().join(" ")} missing`);
+  const missing = missingClients();
+  if (missing.length === 0) return;
   if (process.getuid?.() !== 0) {
+    console.log(`clients missing: ${missing.join(" ")}`);
     console.log(`install them as root: apt-get install ${CLIENT_PACKAGES.join(" ")}`);
     return;
   }
   const env = { ...process.env, DEBIAN_FRONTEND: "noninteractive" };
-  const options = {
-    env,
-    stdio: ["ignore", "inherit", "inherit"] as ["ignore", "inherit", "inherit"],
-  };
-  spawnSync("apt-get", ["-qq", "update"], options);
-  spawnSync(
-    "apt-get",
-    ["-qq", "install", "-y", "--no-install-recommends", ...CLIENT_PACKAGES],
-    options,
-  );
+  const packages = ["install", "-y", "--no-install-recommends", ...CLIENT_PACKAGES];
+  for (let attempt = 1; missingClients().length > 0 && attempt <= APT_ATTEMPTS; attempt++) {
+    if (attempt > 1) Bun.sleepSync(APT_PAUSE_MS);
+    for (const args of [["update"], packages]) {
+      const done = spawnSync("apt-get", [...APT_GET, ...args], { env, encoding: "utf8" });
+      if (done.status === 0) continue;
+      const said = `${done.stdout}${done.stderr}`.trim().split("\n").slice(-5).join("\n");
+      console.log(`apt-get ${args[0]}, attempt ${attempt}: exit code ${done.status}\n${said}`);
+    }
+  }
+  console.log(`installed clients; missing: ${missingClients().join(" ") || "none"}`);
 }
 
-/** The counts of a step; `failed` names the steps that failed before it. */
-async function runStep(step: Step, failed: ReadonlySet<string>): Promise<Counts> {
+const DETAIL_LINES_MAX = 60;
+const ERROR_LINES_MAX = 8;
+/** Failures of a step of which more than the name is shown. */
+const SHOWN_MAX = 25;
+
+interface Outcome {
+  readonly step: Step;
+  readonly counts: Counts;
+  readonly seconds: number;
+  readonly failures: readonly Failure[];
+}
+
+/** The first and the last of many lines. */
+function shortened(lines: readonly string[], linesMax: number): readonly string[] {
+  if (lines.length <= linesMax) return lines;
+  const half = Math.floor(linesMax / 2);
+  const left = `... ${lines.length - 2 * half} lines ...`;
+  return [...lines.slice(0, half), left, ...lines.slice(-half)];
+}
+
+function errorsOf({ xml }: Step): string {
+  return xml !== undefined && existsSync(xml) ? readFileSync(xml, "utf8") : "";
+}
+
+/** The tests that failed; the step itself when no test explains why it did. */
+function failuresOf(step: Step, result: CommandResult, counts: Counts): Failure[] {
+  if (counts.failed === 0) return [];
+  const failures = step.whole === true ? [] : failuresIn(result.output, errorsOf(step));
+  const end = result.end ?? `ended with exit code ${result.exitCode}`;
+  if (failures.length > 0 && result.end === undefined) return failures;
+  const said = plain(result.output).trimEnd().split("\n").slice(-DETAIL_LINES_MAX);
+  return [...failures, { file: "", test: "(the step)", details: [...said, `error: ${end}`] }];
+}
+
+function showFailures({ step, failures }: Outcome): void {
+  for (const failure of failures.slice(0, SHOWN_MAX)) {
+    const details = shortened(failure.details, DETAIL_LINES_MAX);
+    console.log(`\n--- ${step.name}: ${titleOf(failure)}\n${details.join("\n")}`);
+  }
+  for (const failure of failures.slice(SHOWN_MAX)) console.log(`--- ${titleOf(failure)}`);
+  if (failures.length > 0) console.log("");
+}
+
+/** `failed` names the steps that failed before it. */
+async function runStep(
+  step: Step,
+  failed: ReadonlySet<string>,
+  verbose: boolean,
+): Promise<Outcome> {
   if (step.impossible !== undefined) {
-    console.log(step.impossible);
-    return { passed: 0, failed: 0, skipped: 1 };
+    console.log(`skipped, ${step.impossible}`);
+    const counts = { passed: 0, failed: 0, skipped: 1 };
+    return { step, counts, seconds: 0, failures: [] };
   }
   if (step.after !== undefined && failed.has(step.after)) {
-    console.log(`not run, as "${step.after}" failed`);
-    return { passed: 0, failed: 1, skipped: 0 };
+    const details = [`not run, as "${step.after}" failed`];
+    const counts = { passed: 0, failed: 1, skipped: 0 };
+    return { step, counts, seconds: 0, failures: [{ file: "", test: "(the step)", details }] };
   }
-  const { output, exitCode } = await stream(step.command, step.env ?? {});
-  return judge(output, exitCode, step.whole === true);
+  if (step.xml !== undefined) rmSync(step.xml, { force: true });
+  const options = {
+    cwd: ROOT,
+    timeoutMs: STEP_MS_MAX,
+    env: { ...process.env, PATH: `${BIN}:${process.env.PATH}`, NO_COLOR: "1", ...step.env },
+    ...(verbose ? { onOutput: (text: string) => process.stdout.write(text) } : {}),
+  };
+  const results = await Promise.all(step.commands.map((each) => runCommand(each, options)));
+  const output = results.map((result) => result.output).join("");
+  writeFileSync(`${outputOf(step.name)}.txt`, output);
+  const judged = results.map((result) => {
+    const bad = result.end === undefined ? result.exitCode : result.exitCode || 1;
+    const counts = judge(result.output, bad, step.whole === true);
+    return { counts, failures: failuresOf(step, result, counts) };
+  });
+  return {
+    step,
+    counts: sumOf(judged.map(({ counts }) => counts)),
+    seconds: Math.max(...results.map(({ seconds }) => seconds)),
+    failures: judged.flatMap(({ failures }) => failures),
+  };
 }
 
-async function main(chosen: readonly string[]): Promise<void> {
-  const sums = { passed: 0, failed: 0, skipped: 0 };
-  const report: string[] = [];
+/** Names every test that failed, with what its error says. */
+function summarize(outcomes: readonly Outcome[]): void {
+  for (const { step, failures } of outcomes) {
+    for (const [index, failure] of failures.entries()) {
+      console.log(`FAILED ${step.name}: ${titleOf(failure)}`);
+      if (index >= SHOWN_MAX) continue;
+      for (const line of errorOf(failure, ERROR_LINES_MAX)) console.log(`    ${line}`);
+    }
+  }
+}
+
+async function main(args: readonly string[]): Promise<void> {
+  const verbose = args.includes("--verbose");
+  const chosen = args.filter((arg) => !arg.startsWith("--"));
+  const outcomes: Outcome[] = [];
   const failed = new Set<string>();
+  mkdirSync(OUTPUTS, { recursive: true });
+  writeTimings();
+  endCommandsOnSignal();
   installClients();
   for (const step of steps()) {
     if (chosen.length > 0 && !chosen.some((name) => step.name.startsWith(name))) continue;
-    const begin = performance.now();
-    console.log(`\n== ${step.name}`);
-    const counts = await runStep(step, failed);
-    const seconds = ((performance.now() - begin) / 1000).toFixed(1).padStart(6);
-    report.push(`${seconds} s  ${step.name}: ${sentence(counts)}`);
-    if (counts.failed > 0) failed.add(step.name);
-    sums.passed += counts.passed;
-    sums.failed += counts.failed;
-    sums.skipped += counts.skipped;
+    process.stdout.write(verbose ? `\n== ${step.name}\n` : `${step.name}: `);
+    const outcome = await runStep(step, failed, verbose);
+    console.log(`${sentence(outcome.counts)} (${outcome.seconds.toFixed(1)} s)`);
+    if (outcome.counts.failed > 0) failed.add(step.name);
+    outcomes.push(outcome);
+    showFailures(outcome);
   }
-  console.log(`\n${report.join("\n")}\n`);
+  const sums = sumOf(outcomes.map(({ counts }) => counts));
+  summarize(outcomes);
   console.log(sentence(sums));
   process.exitCode = sums.failed > 0 || sums.passed === 0 ? 1 : 0;
 }

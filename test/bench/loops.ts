@@ -6,8 +6,11 @@
 
 import { POLLIN } from "../../src/abi/linux.ts";
 import { NBD_CMD_READ } from "../../src/abi/nbd.ts";
+import { file } from "../../src/block/drivers/file/index.ts";
 import { blockDrivers } from "../../src/block/drivers/index.ts";
-import { OP_READ, type Resolution } from "../../src/block/node.ts";
+import { qcow2 } from "../../src/block/drivers/qcow2/index.ts";
+import { ImageCreations } from "../../src/block/image-creations.ts";
+import { MAPPED, OP_READ, PERM_ALL, type Resolution } from "../../src/block/node.ts";
 import { writeDataHeader, writeSimpleReply } from "../../src/exports/nbd/replies.ts";
 import {
   decodeRequest,
@@ -18,8 +21,9 @@ import {
 import { makeToken } from "../../src/io/engine.ts";
 import type { Reactor } from "../../src/io/reactor.ts";
 import { openContext } from "../support/block.ts";
-import { MiB, sparseImage, temporaryDirectory } from "../support/images.ts";
+import { GiB, MiB, sparseImage, temporaryDirectory } from "../support/images.ts";
 import { request } from "../support/nbd-wire.ts";
+import { type ImageFiles, openQcow2 } from "../support/qcow2-rig.ts";
 import { makeReactor, runOn } from "../support/reactor.ts";
 
 export interface Measure {
@@ -35,7 +39,9 @@ export type LoopName =
   | "nbd-structured"
   | "nbd-extended"
   | "nbd-mixed"
-  | "resolve";
+  | "resolve"
+  | "qcow2"
+  | "overlay";
 
 interface HotLoop {
   readonly name: string;
@@ -45,6 +51,7 @@ interface HotLoop {
 
 const BATCH = 64;
 const BLOCK_BYTES = 4096;
+const QCOW2_BYTES = GiB;
 
 /** Polls a readable eventfd: the ring's own cost with the kernel's least. */
 function ringLoop(reactor: Reactor): HotLoop {
@@ -123,6 +130,60 @@ async function resolveLoop(reactor: Reactor, filename: string): Promise<HotLoop>
   };
 }
 
+/** A new image whose clusters all have their place, or on a backing file, none. */
+async function createQcow2(
+  reactor: Reactor,
+  filename: string,
+  some: Readonly<Record<string, unknown>>,
+): Promise<void> {
+  const options = { size: QCOW2_BYTES, ...some };
+  const { file: plan } = qcow2.creation!.plan!(options, ["file"]);
+  await sparseImage(filename, plan!.bytes);
+  const node = await runOn(reactor, () =>
+    file.open(openContext(reactor, { options: { filename } })),
+  );
+  await runOn(reactor, () => node.setPermissions(PERM_ALL, PERM_ALL));
+  const { calls } = new ImageCreations({ reactor, drivers: [qcow2], getNode: () => node });
+  const target = { nodeName: node.nodeName, filename };
+  await runOn(reactor, () =>
+    calls["image-create"]({
+      ...{ jobId: "create", driver: "qcow2", options },
+      ...{ targets: { file: target }, servedDevices: [] },
+    }),
+  );
+  await runOn(reactor, () => node.close());
+}
+
+/** Random reads of allocated clusters, through `layers` of which the lowest has them all. */
+async function qcow2Loop(reactor: Reactor, directory: string, layers: 1 | 2): Promise<HotLoop> {
+  const path = `${directory}/base.qcow2`;
+  await createQcow2(reactor, path, { preallocation: "metadata" });
+  let files: ImageFiles = { path };
+  if (layers === 2) {
+    const top = `${directory}/top.qcow2`;
+    await createQcow2(reactor, top, { "backing-file": path, "backing-fmt": "qcow2" });
+    files = { path: top, backing: { path, format: "qcow2" } };
+  }
+  const { node, backend } = await openQcow2(reactor, files);
+  const buffer = reactor.memory.address + reactor.buffers.allocate(BLOCK_BYTES);
+  for (let at = 0; at < QCOW2_BYTES; at += MiB) {
+    await runOn(reactor, () => backend.request(OP_READ, at, BLOCK_BYTES, buffer, 0));
+  }
+  const out: Resolution = { fd: -1, offset: 0, bytes: 0 };
+  return {
+    name: `qcow2, ${layers} layer${layers === 1 ? "" : "s"}: resolve a random block`,
+    run(count) {
+      let at = 1;
+      for (let i = 0; i < count; i++) {
+        at = (at * 5 + 3) & (QCOW2_BYTES / BLOCK_BYTES - 1);
+        const kind = node.resolve(OP_READ, at * BLOCK_BYTES, BLOCK_BYTES, out);
+        if (kind !== MAPPED) throw new Error("a range was not mapped");
+      }
+      return count;
+    },
+  };
+}
+
 const WARM_REQUESTS = 200_000;
 const TIMED_REQUESTS = 1_000_000;
 const TIMED_ROUNDS = 5;
@@ -164,5 +225,7 @@ const makers: Record<LoopName, () => HotLoop | Promise<HotLoop>> = {
   "nbd-extended": () => nbdLoop(reactor, ["extended"]),
   "nbd-mixed": () => nbdLoop(reactor, ["simple", "structured", "extended"]),
   resolve: () => resolveLoop(reactor, directory.file("disk.raw")),
+  qcow2: () => qcow2Loop(reactor, directory.path, 1),
+  overlay: () => qcow2Loop(reactor, directory.path, 2),
 };
 console.log(JSON.stringify(measure(await makers[process.argv[2] as LoopName]())));

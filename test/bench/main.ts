@@ -1,7 +1,7 @@
 /**
  * `npm run bench`: the hot loops on both runtimes, start-up and memory of the built executable, its
- * monitors, and where PEERS_ROOT and COMPARE name the peers' root and the comparing program, that
- * comparison (`npm run bench -- OPTIONS` hands it options).
+ * monitors, qcow2 beside QSD, and where PEERS_ROOT and COMPARE name the peers' root and the
+ * comparing program, that comparison (`npm run bench -- OPTIONS` hands it options).
  */
 
 import { spawnSync } from "node:child_process";
@@ -9,6 +9,7 @@ import { existsSync } from "node:fs";
 import { resolve } from "node:path";
 import type { LoopName, Measure } from "./loops.ts";
 import { measureMonitors } from "./monitor.ts";
+import { compareQcow2 } from "./qcow2.ts";
 import { measureStartup } from "./startup.ts";
 
 const ROOT = resolve(import.meta.dirname, "../..");
@@ -25,6 +26,8 @@ const NAMES: readonly LoopName[] = [
   "nbd-extended",
   "nbd-mixed",
   "resolve",
+  "qcow2",
+  "overlay",
 ];
 
 function measureLoop(command: string, args: readonly string[], name: LoopName): Measure {
@@ -69,6 +72,8 @@ if (existsSync(EXECUTABLE)) {
   await measureStartup();
   console.log();
   await measureMonitors();
+  console.log();
+  await compareQcow2();
   console.log();
   compare(process.argv.slice(2));
 } else {

@@ -9,7 +9,7 @@ import { NbdClient } from "../support/nbd-client.ts";
 import { type SpawnDaemon, spawnDaemon, startDaemon } from "../support/process.ts";
 import { serve, unixUri } from "./scene.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 interface Listening extends AsyncDisposable {
   readonly content: Buffer;

@@ -18,7 +18,7 @@ import { NbdClient, NbdError } from "../support/nbd-client.ts";
 import { startDaemon } from "../support/process.ts";
 import { serve } from "./scene.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 /** The NBD error that the request fails with; 0 when it succeeds. */
 async function errorOf(request: Promise<unknown>): Promise<number> {

@@ -9,7 +9,7 @@ import { Qmp } from "../support/qmp.ts";
 import { Random, randomSeed } from "../support/random.ts";
 import { unixUri } from "./scene.ts";
 
-setDefaultTimeout(60_000);
+setDefaultTimeout(180_000);
 
 const BYTES = 8 * MiB + 3 * 512;
 /** Where each format must be written alike: a file below qcow2 is the driver's own business. */

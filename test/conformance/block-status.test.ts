@@ -5,7 +5,7 @@ import { nbdsh } from "../support/clients.ts";
 import { MiB, pattern, writeAt } from "../support/images.ts";
 import { type Scene, type ServeOptions, serve } from "./scene.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 /** 8 MiB with data in [1 MiB, 2 MiB) and [4 MiB, 4 MiB + 64 KiB). */
 async function serveHoles(options: ServeOptions = {}): Promise<Scene> {

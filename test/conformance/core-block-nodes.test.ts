@@ -16,7 +16,7 @@ import { sleep } from "../support/process.ts";
 import type { Qmp } from "../support/qmp.ts";
 import { type Scene, serve } from "./scene.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 interface NodeStats {
   readonly "node-name": string;
@@ -76,7 +76,7 @@ describe("query-blockstats", () => {
     expect(stats.flush_operations).toBeGreaterThanOrEqual(1);
     for (const kind of ["rd", "wr", "flush", "unmap"]) {
       expect(stats[`${kind}_total_time_ns`]).toBeGreaterThan(0);
-      expect(stats[`${kind}_total_time_ns`]).toBeLessThan(5e9);
+      expect(stats[`${kind}_total_time_ns`]).toBeLessThan(60e9);
     }
     expect(stats.idle_time_ns).toBeGreaterThan(0);
     // Nobody but the raw node used the file.

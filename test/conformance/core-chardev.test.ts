@@ -4,10 +4,10 @@ import { describe, expect, setDefaultTimeout, test } from "bun:test";
 import { readFile, writeFile } from "node:fs/promises";
 import { type AddressInfo, createServer, type Server, type Socket } from "node:net";
 import { temporaryDirectory } from "../support/images.ts";
-import { type RunningDaemon, sleep, startDaemon } from "../support/process.ts";
+import { PATIENCE_MS, type RunningDaemon, sleep, startDaemon } from "../support/process.ts";
 import { Qmp } from "../support/qmp.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 const unix = (path: string) => ({ type: "unix", data: { path } });
 
@@ -34,7 +34,7 @@ async function filenameOf({ qmp }: RunningDaemon, id: string): Promise<string | 
 }
 
 async function until(condition: () => Promise<boolean>): Promise<void> {
-  for (const deadline = Date.now() + 5000; !(await condition()); await sleep(5)) {
+  for (const deadline = Date.now() + PATIENCE_MS; !(await condition()); await sleep(5)) {
     if (Date.now() > deadline) throw new Error("it does not come true");
   }
 }
@@ -100,7 +100,7 @@ describe("chardev-add", () => {
       await running.qmp.execute("object-del", { id: "c-mon" });
       await running.qmp.execute("chardev-remove", { id: "c" });
     }
-    await until(async () => running.daemon.fdCount() === fds);
+    await until(async () => running.daemon.fdCount() <= fds);
   });
 
   test("connects, and connects again when the connection is lost", async () => {
@@ -213,7 +213,7 @@ describe("chardev-add", () => {
       "Parameter 'type' does not accept value 'foo'",
     );
     expect(await running.qmp.execute("query-chardev")).toEqual(before);
-    expect(running.daemon.fdCount()).toBe(fds);
+    await until(async () => running.daemon.fdCount() <= fds);
   });
 });
 

@@ -10,11 +10,11 @@ import {
   patternImage,
   temporaryDirectory,
 } from "../support/images.ts";
-import { startDaemon } from "../support/process.ts";
+import { PATIENCE_MS, startDaemon } from "../support/process.ts";
 import { Qmp } from "../support/qmp.ts";
 import { ended, serve, unixUri } from "./scene.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 interface ExportInfo {
   readonly id: string;
@@ -250,7 +250,7 @@ describe("two monitors", () => {
 
 /** Runs until it succeeds: a client's leaving reaches the daemon in its own time. */
 async function expectEventually(action: () => Promise<unknown>): Promise<void> {
-  const deadline = Date.now() + 5_000;
+  const deadline = Date.now() + PATIENCE_MS;
   for (;;) {
     try {
       await action();

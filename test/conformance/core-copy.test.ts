@@ -15,7 +15,7 @@ import {
 } from "../support/images.ts";
 import { serve } from "./scene.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 describe("nbdcopy", () => {
   test("reads a whole disk", async () => {

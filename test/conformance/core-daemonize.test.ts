@@ -8,7 +8,7 @@ import { NbdClient } from "../support/nbd-client.ts";
 import { runDaemon, sleep } from "../support/process.ts";
 import { Qmp } from "../support/qmp.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 /** Runs its further arguments with a listening unix socket as descriptor 7. */
 const LISTEN_ON_7 = `

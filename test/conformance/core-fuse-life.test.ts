@@ -11,11 +11,17 @@ import { type Mount, parseMountinfo } from "../../src/runtime/mountinfo.ts";
 import { run } from "../support/clients.ts";
 import { driver } from "../support/driver.ts";
 import { MiB, patternImage, temporaryDirectory } from "../support/images.ts";
-import { type RunningDaemon, runDaemon, sleep, startDaemon } from "../support/process.ts";
+import {
+  PATIENCE_MS,
+  type RunningDaemon,
+  runDaemon,
+  sleep,
+  startDaemon,
+} from "../support/process.ts";
 import type { Qmp } from "../support/qmp.ts";
 import { inOpenNamespace } from "./fuse-scene.ts";
 
-setDefaultTimeout(60_000);
+setDefaultTimeout(180_000);
 
 const BYTES = 2 * MiB;
 const isRoot = process.getuid!() === 0;
@@ -29,10 +35,14 @@ interface Place extends AsyncDisposable {
   file(name: string): string;
 }
 
+/** All that were made. */
+const places: string[] = [];
+
 async function makePlace(): Promise<Place> {
   const directory = await temporaryDirectory();
   // Mounts are listed by their real paths.
   const path = fs.realpathSync(directory.path);
+  places.push(path);
   const file = (name: string) => join(path, name);
   const content = await patternImage(file("disk.raw"), BYTES);
   fs.writeFileSync(file("mnt"), "below");
@@ -91,8 +101,8 @@ function codeOf(action: () => unknown): string {
   }
 }
 
-async function until(condition: () => boolean, timeoutMs = 5000): Promise<void> {
-  const deadline = Date.now() + timeoutMs;
+async function until(condition: () => boolean): Promise<void> {
+  const deadline = Date.now() + PATIENCE_MS;
   while (!condition()) {
     if (Date.now() > deadline) throw new Error("that did not come true");
     await sleep(5);
@@ -100,7 +110,7 @@ async function until(condition: () => boolean, timeoutMs = 5000): Promise<void> 
 }
 
 afterAll(() => {
-  const left = mountsIn("/").filter(({ path }) => path.includes("outport-test-"));
+  const left = places.flatMap((place) => mountsIn(place));
   expect(left.map(({ path }) => path)).toEqual([]);
 });
 
@@ -299,7 +309,7 @@ describe("fuse: the end of an export", () => {
     const before = daemon.daemon.fdCount();
     for (let i = 0; i < 50; i++) await both();
     expect(mountsIn(place.path)).toEqual([]);
-    expect(daemon.daemon.fdCount()).toBe(before);
+    await until(() => daemon.daemon.fdCount() <= before);
   });
 });
 
@@ -320,7 +330,7 @@ describe("fuse: the end of the daemon", () => {
       const address = linux.mmap(0, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
       new Uint8Array(driver.ffi.view(address, BYTES)).fill(9, 0, 4096);
       await end(daemon);
-      expect(await daemon.daemon.exitWithin(5000)).toBe(0);
+      expect(await daemon.daemon.exitSoon()).toBe(0);
       daemon.qmp.close();
       expect(mountsIn(place.path)).toEqual([]);
       linux.munmap(address, BYTES);
@@ -356,9 +366,7 @@ describe("fuse: the end of the daemon", () => {
     }
     const daemon = await start(place, ["--export", fuse]);
     expect(mountsIn(place.path)).toHaveLength(1);
-    expect(daemon.daemon.stderr).toContain(
-      `removed the dead mount of an earlier export from '${place.mountpoint}'`,
-    );
+    await daemon.daemon.said(/removed the dead mount of an earlier export from '.*\/mnt'/);
     await daemon[Symbol.asyncDispose]();
     expect(mountsIn(place.path)).toEqual([]);
   });
@@ -371,12 +379,12 @@ describe("fuse: the end of the daemon", () => {
     const reads = [0, 1, 2].map(() =>
       errorOf(run("dd", [`if=${place.mountpoint}`, "of=/dev/null"])),
     );
-    await sleep(200);
+    await sleep(1000);
     await daemon.qmp.execute("block-export-del", { id: "e", mode: "hard" });
     await sleep(100);
     daemon.qmp.close();
     daemon.daemon.kill();
-    expect(await daemon.daemon.exitWithin(5000)).toBe("SIGKILL");
+    expect(await daemon.daemon.exitSoon()).toBe("SIGKILL");
     for (const read of reads) expect(await read).not.toBe("no error");
   });
 });
@@ -388,9 +396,9 @@ describe("fuse: a disk that does not answer", () => {
     const { daemon, qmp } = await start(place, ["--blockdev", slow]);
     await add(qmp, place.mountpoint, { "node-name": "slow" });
     const read = errorOf(run("dd", [`if=${place.mountpoint}`, "of=/dev/null"]));
-    await sleep(200);
+    await sleep(1500);
     qmp.execute("quit").catch(() => {});
-    expect(await daemon.exitWithin(15_000)).toBe(1);
+    expect(await daemon.exitSoon()).toBe(1);
     expect(daemon.stderr).toContain("an orderly end takes too long");
     expect(mountsIn(place.path)).toEqual([]);
     expect(await read).not.toBe("no error");
@@ -447,11 +455,11 @@ describe("fuse: the life of an export", () => {
     expect(mount?.options).toContain(`user_id=${uid}`);
     await remove(qmp);
     expect(mountsIn(place.path, daemon.daemon.pid)).toEqual([]);
-    const hostname = { mountpoint: "/etc/hostname" };
-    expect(await errorOf(add(qmp, "/etc/hostname", hostname))).toBe(
+    const notOurs = { mountpoint: "/etc/passwd" };
+    expect(await errorOf(add(qmp, "/etc/passwd", notOurs))).toBe(
       "Failed to mount FUSE session to export",
     );
-    expect(daemon.daemon.stderr).toContain("Cannot mount on '/etc/hostname': ");
+    await daemon.daemon.said(/Cannot mount on '\/etc\/passwd': /);
     await add(qmp, place.mountpoint, { "allow-other": "off" });
     await remove(qmp);
   });

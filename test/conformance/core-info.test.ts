@@ -5,7 +5,7 @@ import { nbdsh, run } from "../support/clients.ts";
 import { MiB, pattern, writeAt } from "../support/images.ts";
 import { serve, unixUri } from "./scene.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 interface NbdInfo {
   readonly protocol: string;

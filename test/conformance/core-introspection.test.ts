@@ -8,7 +8,7 @@ import { catalogue } from "../support/catalogue.ts";
 import { temporaryDirectory } from "../support/images.ts";
 import { startDaemon } from "../support/process.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 const { commands, events } = catalogue();
 

@@ -5,7 +5,7 @@ import { run } from "../support/clients.ts";
 import { assertSameBytes, MiB, patternImage } from "../support/images.ts";
 import { serve } from "./scene.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 const TWO_THREADS = ["--object", "iothread,id=io0", "--object", "iothread,id=io1"];
 

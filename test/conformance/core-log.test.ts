@@ -6,7 +6,7 @@ import { type TemporaryDirectory, temporaryDirectory } from "../support/images.t
 import { NbdClient } from "../support/nbd-client.ts";
 import { runDaemon, startDaemon } from "../support/process.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 /** Everything on stderr of a daemon that serves one client and one that is no client. */
 async function life(directory: TemporaryDirectory, args: readonly string[]): Promise<string> {

@@ -8,7 +8,7 @@ import { randomSeed } from "../support/random.ts";
 import { DiskModel } from "./disk-model.ts";
 import { type Scene, type ServeOptions, serve } from "./scene.ts";
 
-setDefaultTimeout(60_000);
+setDefaultTimeout(180_000);
 
 const OPERATIONS = 6_000;
 const DEPTH = 6;

@@ -5,7 +5,7 @@ import { temporaryDirectory } from "../support/images.ts";
 import { startDaemon } from "../support/process.ts";
 import { Qmp } from "../support/qmp.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 describe("a monitor", () => {
   test("greets with its version, and wants negotiation first", async () => {

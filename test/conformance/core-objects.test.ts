@@ -6,7 +6,7 @@ import { runDaemon, startDaemon } from "../support/process.ts";
 import type { Qmp } from "../support/qmp.ts";
 import { serve } from "./scene.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 async function valuesOf(qmp: Qmp, path: string): Promise<Record<string, unknown>> {
   const [object] = await qmp.execute<{ properties: { name: string; value?: unknown }[] }[]>(

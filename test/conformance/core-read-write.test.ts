@@ -6,7 +6,7 @@ import { nbdsh, run } from "../support/clients.ts";
 import { allocatedBytes, assertFileIs, MiB } from "../support/images.ts";
 import { type Scene, serve } from "./scene.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 async function qemuIo(disk: Scene, ...commands: string[]): Promise<string> {
   const args = ["-f", "raw", ...commands.flatMap((command) => ["-c", command]), disk.uri];

@@ -6,7 +6,7 @@ import { type TemporaryDirectory, temporaryDirectory } from "../support/images.t
 import { NbdClient } from "../support/nbd-client.ts";
 import { runDaemon, startDaemon } from "../support/process.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 const ENOUGH = ["--blockdev", "nope"];
 const NULL = ["--blockdev", "null-co,node-name=n,size=1048576"];

@@ -3,10 +3,11 @@
  * predicts.
  */
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
-import { readFileSync } from "node:fs";
+import { copyFileSync, readFileSync } from "node:fs";
 import * as vu from "../../src/abi/vhost-user.ts";
 import { VIRTIO_F_RING_PACKED } from "../../src/abi/virtio-ring.ts";
 import { Linux } from "../../src/runtime/linux.ts";
+import { run } from "../support/clients.ts";
 import { driver } from "../support/driver.ts";
 import { assertSameBytes, MiB, patternImage, temporaryDirectory } from "../support/images.ts";
 import { sleep, startDaemon } from "../support/process.ts";
@@ -21,7 +22,7 @@ import {
 import { GuestRam, makeDriver } from "../support/virtio-driver.ts";
 import { VirtioDiskModel } from "./virtio-disk-model.ts";
 
-setDefaultTimeout(60_000);
+setDefaultTimeout(180_000);
 
 const REQUESTS = 5_000;
 const DEPTH = 8;
@@ -43,6 +44,8 @@ interface Case {
   readonly writable?: boolean;
   /** Its node moves from thread to thread meanwhile. */
   readonly moves?: boolean;
+  /** Overlays come to stand on its node meanwhile. */
+  readonly overlays?: boolean;
 }
 
 const CASES: readonly Case[] = [
@@ -69,6 +72,12 @@ const CASES: readonly Case[] = [
     packed,
     moves: true,
   })),
+  {
+    title: "under which overlays take the place of the disk",
+    more: "writable=on,num-queues=2",
+    queueCount: 2,
+    overlays: true,
+  },
   { title: "on a disk that is not writable", more: "num-queues=2", queueCount: 2, writable: false },
 ];
 
@@ -112,12 +121,30 @@ describe("random requests of a guest", () => {
         return count;
       };
       const moved = move();
+      let top = "disk";
+      const stack = async () => {
+        for (let i = 0; one.overlays === true && i < 12 && !isDone; i++) {
+          const name = `o${i}`;
+          await running.qmp.execute("blockdev-snapshot-sync", {
+            "node-name": top,
+            "snapshot-file": directory.file(name),
+            "snapshot-node-name": name,
+          });
+          top = name;
+        }
+      };
+      const stacked = stack();
       await model.run(REQUESTS, pause).finally(() => {
         isDone = true;
       });
       expect((await moved) > 5).toBe(one.moves === true);
+      await stacked;
+      expect(top !== "disk").toBe(one.overlays === true);
       for (const queue of queues) await queue.stop();
-      assertSameBytes(readFileSync(image), model.content, `seed ${seed}: the image`);
+      const result = directory.file("result.raw");
+      if (top === "disk") copyFileSync(image, result);
+      else await run("qemu-img", ["convert", "-U", "-O", "raw", directory.file(top), result]);
+      assertSameBytes(readFileSync(result), model.content, `seed ${seed}: the image`);
       expect(model.counts.size).toBe(8);
       client.close();
       for (const queue of queues) queue.close();

@@ -6,7 +6,7 @@ import { patternImage, temporaryDirectory } from "../support/images.ts";
 import { runDaemon } from "../support/process.ts";
 import { serve, unixUri } from "./scene.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 describe("a further --nbd-server", () => {
   test("is a further address of the one server", async () => {

@@ -18,7 +18,7 @@ import {
 import { NbdClient } from "../support/nbd-client.ts";
 import { type RunningDaemon, startDaemon } from "../support/process.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 /** The 16th number of Documentation/block/stat.rst: flush requests completed. */
 function flushCount(device: string): number {

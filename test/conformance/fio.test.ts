@@ -5,7 +5,7 @@ import { run } from "../support/clients.ts";
 import { MiB } from "../support/images.ts";
 import { serve } from "./scene.ts";
 
-setDefaultTimeout(60_000);
+setDefaultTimeout(180_000);
 
 interface FioResult {
   readonly jobs: readonly {
@@ -24,7 +24,7 @@ async function fio(uri: string, ...options: string[]): Promise<FioResult> {
     "--verify_state_save=0",
   ];
   const all = [...job, "--verify_fatal=1", ...options];
-  const printed = await run("fio", all, { timeoutMs: 50_000 });
+  const printed = await run("fio", all);
   return JSON.parse(printed.slice(printed.indexOf("{"))) as FioResult;
 }
 

@@ -7,7 +7,7 @@ import { assertFileIs, MiB, patternImage } from "../support/images.ts";
 import { startDaemon } from "../support/process.ts";
 import { inOpenNamespace, mountDirectory, mountDisk, nodeArguments } from "./fuse-scene.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 const NOBODY = 65_534;
 const AS_NOBODY = ["setpriv", `--reuid=${NOBODY}`, `--regid=${NOBODY}`, "--clear-groups"] as const;

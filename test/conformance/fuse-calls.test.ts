@@ -8,7 +8,7 @@ import { MiB } from "../support/images.ts";
 import recorded from "./fuse-calls.json" with { type: "json" };
 import { mountDisk, python } from "./fuse-scene.ts";
 
-setDefaultTimeout(60_000);
+setDefaultTimeout(180_000);
 
 /** Prints one line for each call, as a JSON array. */
 const CALLS = `

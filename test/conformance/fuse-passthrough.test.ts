@@ -17,7 +17,7 @@ import { attempt, run } from "../support/clients.ts";
 import { MiB, pattern, patternImage, temporaryDirectory } from "../support/images.ts";
 import { type RunningDaemon, sleep, startDaemon } from "../support/process.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 const { O_RDONLY, O_WRONLY, O_RDWR, O_APPEND, O_TRUNC } = constants;
 const BYTES = 4 * MiB;
@@ -265,7 +265,7 @@ describe("while programs have it open", () => {
     const fd = open(mountpoint, O_RDWR);
     daemon.expectedExit = "SIGKILL";
     daemon.kill();
-    await daemon.exitWithin(5000);
+    await daemon.exitSoon();
     write(fd, pattern(4096, 9), 0);
     expect(isLockedByWriter(image)).toBe(true);
     close(fd);

@@ -23,7 +23,7 @@ import {
   python,
 } from "./fuse-scene.ts";
 
-setDefaultTimeout(60_000);
+setDefaultTimeout(180_000);
 
 /** Two processes write to one mapping and look at what the other wrote. */
 const SHARED_MAPPING = `

@@ -24,7 +24,7 @@ import type { Qmp } from "../support/qmp.ts";
 import { Random, randomSeed } from "../support/random.ts";
 import { type GuestDisk, Machine } from "./guest/machine.ts";
 
-setDefaultTimeout(150_000);
+setDefaultTimeout(600_000);
 
 const DISK_BYTES = 256 * MiB;
 const LARGER_BYTES = 320 * MiB;

@@ -7,7 +7,7 @@ import { MiB, patternImage, temporaryDirectory } from "../support/images.ts";
 import { startDaemon } from "../support/process.ts";
 import { serve } from "./scene.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 const CONSISTENT_READ = 0;
 const WRITE = 1;

@@ -7,7 +7,7 @@ import { type RunningDaemon, sleep, startDaemon } from "../support/process.ts";
 import { Qmp } from "../support/qmp.ts";
 import { Random, randomSeed } from "../support/random.ts";
 
-setDefaultTimeout(60_000);
+setDefaultTimeout(180_000);
 
 const MANY = 200;
 const NEGOTIATE = '{"execute":"qmp_capabilities"}';
@@ -56,8 +56,8 @@ describe("monitors", () => {
       await qmp.execute("object-del", { id: `m${n}` });
       await qmp.execute("chardev-remove", { id: `c${n}` });
     }
-    for (let round = 0; daemon.fdCount() > fds && round < 200; round++) await sleep(10);
-    expect(daemon.fdCount()).toBe(fds);
+    for (let round = 0; daemon.fdCount() > fds && round < 3000; round++) await sleep(10);
+    expect(daemon.fdCount()).toBeLessThanOrEqual(fds);
   });
 
   test("serve those who wait for one socket, one after the other", async () => {
@@ -95,7 +95,7 @@ describe("monitors", () => {
     const client = await Qmp.connect(path);
     expect(await client.execute("query-block-exports")).toEqual([]);
     client.close();
-    for (let round = 0; running.daemon.fdCount() > fds && round < 200; round++) await sleep(10);
+    for (let round = 0; running.daemon.fdCount() > fds && round < 3000; round++) await sleep(10);
     expect(running.daemon.fdCount()).toBeLessThanOrEqual(fds);
   });
 

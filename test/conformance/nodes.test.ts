@@ -18,7 +18,7 @@ import {
 import { startDaemon } from "../support/process.ts";
 import { serve, unixUri } from "./scene.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 async function qemuIo(uri: string, ...commands: string[]): Promise<string> {
   return await run("qemu-io", ["-f", "raw", ...commands.flatMap((each) => ["-c", each]), uri]);
@@ -169,7 +169,7 @@ describe("null", () => {
 
   test("latency-ns makes a request last at least that long", async () => {
     await using directory = await temporaryDirectory();
-    const words = "driver=null-co,size=1048576,read-zeroes=on,latency-ns=50000000";
+    const words = "driver=null-co,size=1048576,read-zeroes=on,latency-ns=250000000";
     await using disk = await serveNode(directory.path, words);
     const seconds = await nbdsh<number>(`
 import time
@@ -180,7 +180,7 @@ cookies = [h.aio_pwrite(buffer, 0) for buffer in buffers]
 while h.aio_in_flight() > 0:
     h.poll(-1)
 show(time.monotonic() - start)`);
-    expect(seconds).toBeGreaterThanOrEqual(0.05);
-    expect(seconds).toBeLessThan(0.3); // Eight at once, not one after the other.
+    expect(seconds).toBeGreaterThanOrEqual(0.25);
+    expect(seconds).toBeLessThan(1.9); // Eight at once, not one after the other.
   });
 });

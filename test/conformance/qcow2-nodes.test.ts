@@ -5,7 +5,7 @@ import { readAt, temporaryDirectory, writeAt } from "../support/images.ts";
 import { startDaemon } from "../support/process.ts";
 import { unixUri } from "./scene.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 const CLUSTER = 65536;
 

@@ -93,10 +93,10 @@ describe("openImage() reads and checkImage() checks as qemu-img does", () => {
         await run("qemu-io", ["-f", "qcow2", ...clusters.flat(), path]);
         expect([...openImage(path).extents()].map(({ kind }) => kind)).toContain("compressed");
       }
-      for (let round = 0; round < 3; round++) {
+      for (let round = 0; round < 2; round++) {
         const args = commands(random).flatMap((text) => ["-c", text]);
         await run("qemu-io", ["-f", "qcow2", "-d", "unmap", ...args, path]);
-        if (round === 1 && variant.snapshots !== false) {
+        if (round === 0 && variant.snapshots !== false) {
           await run("qemu-img", ["snapshot", "-c", "one", path]);
         }
         const raw = directory.file("whole.raw");

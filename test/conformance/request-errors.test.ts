@@ -8,7 +8,7 @@ import { nbdsh } from "../support/clients.ts";
 import { assertFileIs, MiB } from "../support/images.ts";
 import { serve } from "./scene.ts";
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 describe("a read-only export", () => {
   test("answers EPERM to all that would change it, and goes on", async () => {

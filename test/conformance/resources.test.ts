@@ -6,10 +6,10 @@ import { MiB } from "../support/images.ts";
 import { sleep } from "../support/process.ts";
 import { type Scene, serve } from "./scene.ts";
 
-setDefaultTimeout(60_000);
+setDefaultTimeout(180_000);
 
 async function waitForFds(disk: Scene, count: number): Promise<void> {
-  for (let i = 0; i < 100 && disk.daemon.fdCount() > count; i++) await sleep(20);
+  for (let i = 0; i < 1000 && disk.daemon.fdCount() > count; i++) await sleep(20);
   expect(disk.daemon.fdCount()).toBeLessThanOrEqual(count);
 }
 

@@ -2,7 +2,13 @@
 
 import { MiB, patternImage, sparseImage, temporaryDirectory } from "../support/images.ts";
 import { NbdClient } from "../support/nbd-client.ts";
-import { type RunningDaemon, type SpawnDaemon, sleep, startDaemon } from "../support/process.ts";
+import {
+  PATIENCE_MS,
+  type RunningDaemon,
+  type SpawnDaemon,
+  sleep,
+  startDaemon,
+} from "../support/process.ts";
 
 export interface ServeOptions extends SpawnDaemon {
   readonly bytes?: number;
@@ -88,10 +94,10 @@ export async function serve(options: ServeOptions = {}): Promise<Scene> {
 }
 
 /** Waits until the server has closed this connection; throws when it does not. */
-export async function ended(stream: { readonly ended: boolean }, timeoutMs = 4_000): Promise<void> {
-  const deadline = Date.now() + timeoutMs;
+export async function ended(stream: { readonly ended: boolean }): Promise<void> {
+  const deadline = Date.now() + PATIENCE_MS;
   while (!stream.ended) {
-    if (Date.now() > deadline) throw new Error(`still connected after ${timeoutMs} ms`);
+    if (Date.now() > deadline) throw new Error("still connected");
     await sleep(2);
   }
 }

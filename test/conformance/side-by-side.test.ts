@@ -11,7 +11,7 @@ import { commandLines, scenes } from "./side-by-side/index.ts";
 import { type Printed, play, print, type Transcript } from "./side-by-side/play.ts";
 import { readRecorded } from "./side-by-side/recorded.ts";
 
-setDefaultTimeout(60_000);
+setDefaultTimeout(180_000);
 
 const recorded = readRecorded();
 const installed = (process.env.QSD_COMMAND ?? requireClient("qemu-storage-daemon")).split(" ");

@@ -35,7 +35,7 @@ interface DenoTest {
 }
 const { Deno } = globalThis as unknown as { Deno: DenoTest };
 
-let timeoutMsDefault = 5000;
+let timeoutMsDefault = 60_000;
 let scope = newScope("", undefined);
 
 function newScope(name: string, parent: Scope | undefined): Scope {
@@ -59,13 +59,13 @@ function path(inner: Scope): Scope[] {
 }
 
 async function runAll(hooks: readonly Hook[]): Promise<void> {
-  for (const hook of hooks) await hook();
+  for (const hook of hooks) await withTimeout("A hook", hook, timeoutMsDefault);
 }
 
-async function withTimeout(body: Body, timeoutMs: number): Promise<void> {
+async function withTimeout(what: string, body: Body, timeoutMs: number): Promise<void> {
   let timer: ReturnType<typeof setTimeout> | undefined;
   const late = new Promise<never>((_, reject) => {
-    const message = `Test timed out after ${timeoutMs} ms`;
+    const message = `${what} timed out after ${timeoutMs} ms`;
     timer = setTimeout(() => reject(new Error(message)), timeoutMs);
   });
   try {
@@ -85,7 +85,7 @@ async function runTest(scopes: readonly Scope[], body: Body, timeoutMs: number):
       await runAll(each.beforeAll);
     }
     for (const each of inwards) await runAll(each.beforeEach);
-    await withTimeout(body, timeoutMs);
+    await withTimeout("Test", body, timeoutMs);
   } finally {
     for (const each of outwards) await runAll(each.afterEach);
     for (const each of outwards) {

@@ -93,6 +93,8 @@ export interface RunOptions {
   readonly timeoutMs?: number;
 }
 
+const PROGRAM_MS_MAX = 150_000;
+
 /** Runs a program to its end, whatever that end is. */
 export function attempt(
   name: ClientName,
@@ -105,7 +107,7 @@ export function attempt(
       env: { ...process.env, PATH: SEARCH_PATH, LC_ALL: "C.UTF-8" },
       stdio: ["pipe", "pipe", "pipe"],
     });
-    const timeoutMs = options.timeoutMs ?? 30_000;
+    const timeoutMs = options.timeoutMs ?? PROGRAM_MS_MAX;
     const timer = setTimeout(() => child.kill("SIGKILL"), timeoutMs);
     let stdout = "";
     let stderr = "";

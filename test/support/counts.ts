@@ -9,11 +9,24 @@ export interface Counts {
 export const sentence = ({ passed, failed, skipped }: Counts) =>
   `${passed} passed, ${failed} failed, ${skipped} skipped`;
 
+export function sumOf(all: readonly Counts[]): Counts {
+  const sum = { passed: 0, failed: 0, skipped: 0 };
+  for (const counts of all) {
+    sum.passed += counts.passed;
+    sum.failed += counts.failed;
+    sum.skipped += counts.skipped;
+  }
+  return sum;
+}
+
 const COLOUR = new RegExp(`${String.fromCharCode(27)}\\[[\\d;]*m`, "g");
+
+/** The text without the codes that colour it. */
+export const plain = (text: string) => text.replace(COLOUR, "");
 
 /** The sums that a runner printed at its end; undefined when there are none. */
 export function countsOf(output: string): Counts | undefined {
-  const text = output.replace(COLOUR, "");
+  const text = plain(output);
   const number = (pattern: RegExp, within: string) => Number(pattern.exec(within)?.[1] ?? 0);
 
   const deno = /^(?:ok|FAILED) \| \d+ passed .*$/m.exec(text)?.[0];

@@ -13,7 +13,7 @@ const SOCK_SEQPACKET = 5;
 /** The host may allow less. */
 const SOCKET_BYTES = 4 * 1024 * 1024;
 const MESSAGE_BYTES_MAX = 1024 * 1024 + 4096;
-const WAIT_MS = 5000;
+const WAIT_MS = 45_000;
 
 export interface FuseReply {
   /** 0 or -errno; of a notification its code. */

@@ -16,8 +16,8 @@ export const COMMAND: readonly string[] = (
   process.env.OUTPORT_COMMAND ?? join(import.meta.dirname, "../../dist/outport")
 ).split(" ");
 
-const STARTED_WITHIN_MS = 10_000;
-const STOPPED_WITHIN_MS = 5_000;
+/** How long a test waits for what must happen: many times what it takes on a busy machine. */
+export const PATIENCE_MS = 60_000;
 
 /** How a process ended: its exit code, or the signal that ended it. */
 export type Exit = number | string;
@@ -72,7 +72,7 @@ export class Daemon {
 
   /** Waits until the pid file is there, which is written when everything listens. */
   async ready(pidfile: string): Promise<this> {
-    const deadline = Date.now() + STARTED_WITHIN_MS;
+    const deadline = Date.now() + PATIENCE_MS;
     for (;;) {
       if (this.#exit !== undefined) {
         throw new Error(`the daemon exited with ${this.#exit}: ${this.#stderr}`);
@@ -91,10 +91,24 @@ export class Daemon {
     process.kill(this.#pid, name);
   }
 
+  /** Waits until it has said so on stderr, which may come later than the reply to a command. */
+  async said(what: RegExp): Promise<RegExpExecArray> {
+    for (const deadline = Date.now() + PATIENCE_MS; ; await sleep(5)) {
+      const found = what.exec(this.#stderr);
+      if (found !== null) return found;
+      if (Date.now() > deadline) throw new Error(`it does not say ${what}: ${this.#stderr}`);
+    }
+  }
+
   /** SIGTERM, then its exit; SIGKILL when it does not come in time. */
   async stop(): Promise<Exit> {
     if (this.#exit === undefined) this.signal("SIGTERM");
-    return await this.exitWithin(STOPPED_WITHIN_MS);
+    return await this.exitSoon();
+  }
+
+  /** Its exit. */
+  exitSoon(): Promise<Exit> {
+    return this.exitWithin(PATIENCE_MS);
   }
 
   /** Its exit. Kills it and throws when that takes longer. */
@@ -165,7 +179,7 @@ export async function runDaemon(
   options: SpawnDaemon = {},
 ): Promise<{ exit: Exit; stdout: string; stderr: string }> {
   const daemon = spawnDaemon(args, options);
-  const exit = await daemon.exitWithin(STARTED_WITHIN_MS);
+  const exit = await daemon.exitSoon();
   return { exit, stdout: daemon.stdout, stderr: daemon.stderr };
 }
 

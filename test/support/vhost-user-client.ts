@@ -35,7 +35,7 @@ const CONTROL_AT = 128;
 const CONTROL_BYTES = 512;
 const DATA_AT = 1024;
 const MEMORY_BYTES = 16384;
-const WAIT_MS = 10_000;
+const WAIT_MS = 45_000;
 
 export interface Reply {
   readonly request: number;

@@ -8,6 +8,7 @@ import { existsSync, globSync } from "node:fs";
 import { mkdir, mkdtemp, rename, rm } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { promisify } from "node:util";
+import { sleep } from "../../support/process.ts";
 
 const CACHE = resolve(import.meta.dirname, "../../../node_modules/.cache/outport-test-kernel");
 const META_PACKAGE = "linux-image-cloud-amd64";
@@ -49,11 +50,7 @@ async function download(): Promise<void> {
   await mkdir(resolve(CACHE, ".."), { recursive: true });
   const directory = await mkdtemp(`${CACHE}-`);
   try {
-    const packageFile = await downloadPackage(directory).catch(async () => {
-      // What the package lists name may be gone by now.
-      await execute("apt-get", ["-qq", "update"]);
-      return await downloadPackage(directory);
-    });
+    const packageFile = await downloadPatiently(directory);
     const files = join(directory, "files");
     await execute("dpkg-deb", ["--extract", packageFile, files]);
     await rename(files, CACHE);
@@ -62,12 +59,29 @@ async function download(): Promise<void> {
   }
 }
 
+const ATTEMPTS = 4;
+const PAUSE_MS = 10_000;
+const RETRIES = ["-qq", "-o", "Acquire::Retries=3"];
+
+async function downloadPatiently(directory: string): Promise<string> {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await downloadPackage(directory);
+    } catch (error) {
+      if (attempt === ATTEMPTS) throw error;
+      // What the package lists name may be gone by now, or the network away for a while.
+      if (attempt > 1) await sleep(PAUSE_MS);
+      await execute("apt-get", [...RETRIES, "update"]).catch(() => {});
+    }
+  }
+}
+
 /** Returns the path of the downloaded package. */
 async function downloadPackage(directory: string): Promise<string> {
   const { stdout } = await execute("apt-cache", ["depends", "--important", META_PACKAGE]);
   const name = /Depends: (linux-image-\S+-cloud-\S+)/.exec(stdout)?.[1];
   if (name === undefined) throw new Error(`'${META_PACKAGE}' names no kernel: ${stdout}`);
-  await execute("apt-get", ["-qq", "download", name], { cwd: directory });
+  await execute("apt-get", [...RETRIES, "download", name], { cwd: directory });
   const [file] = globSync(join(directory, "*.deb"));
   if (file === undefined) throw new Error(`apt-get did not download '${name}'`);
   return file;

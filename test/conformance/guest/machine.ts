@@ -13,9 +13,10 @@ import { GUEST_READY, type Tool, writeInitramfs } from "./initramfs.ts";
 import { guestKernel } from "./kernel.ts";
 
 const MEMORY_MIB = 384;
-const BOOTED_WITHIN_MS = 60_000;
-const DONE_WITHIN_MS = 60_000;
+const BOOTED_WITHIN_MS = 180_000;
+const DONE_WITHIN_MS = 180_000;
 const POLL_MS = 20;
+const CONNECT_ATTEMPTS = 100;
 const SHOWN_CHARACTERS = 3000;
 
 export interface GuestDisk {
@@ -122,14 +123,26 @@ export class Machine implements AsyncDisposable {
     const child = spawn(program, args, { stdio: ["pipe", "pipe", "pipe"] });
     const machine = new Machine(child, disks);
     try {
-      await machine.#until(() => existsSync(monitor), BOOTED_WITHIN_MS, "its monitor");
-      machine.#qmp = await Qmp.connect(monitor);
+      machine.#qmp = await machine.#connect(monitor);
       await machine.booted();
     } catch (error) {
       machine.powerOff();
       throw error;
     }
     return machine;
+  }
+
+  /** Tries until QEMU listens, which is not yet so when the socket's file is there. */
+  async #connect(monitor: string): Promise<Qmp> {
+    for (let attempt = 1; ; attempt++) {
+      await this.#until(() => existsSync(monitor), BOOTED_WITHIN_MS, "its monitor");
+      try {
+        return await Qmp.connect(monitor);
+      } catch (error) {
+        if (attempt === CONNECT_ATTEMPTS) throw error;
+        await sleep(POLL_MS);
+      }
+    }
   }
 
   get qmp(): Qmp {
@@ -196,7 +209,7 @@ export class Machine implements AsyncDisposable {
 
   /** Waits until the shell condition holds in the guest. */
   async eventually(condition: string): Promise<void> {
-    await this.run(`for n in $(seq 200); do ${condition} && break; sleep 0.1; done; ${condition}`);
+    await this.run(`for n in $(seq 900); do ${condition} && break; sleep 0.1; done; ${condition}`);
   }
 
   async unplug(index: number): Promise<void> {

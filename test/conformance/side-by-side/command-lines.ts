@@ -16,7 +16,6 @@ export const commandLines: readonly CommandLine[] = [
   ends("--nope"),
   ends("--nope=1"),
   ends("-x"),
-  ends("disk.raw"),
   ends("--blockdev"),
   ends("--help=1"),
   ends("--version=1"),

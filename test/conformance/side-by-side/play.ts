@@ -24,7 +24,7 @@ export interface Printed {
   readonly stderr: string;
 }
 
-const ANSWER_MS_MAX = 10_000;
+const ANSWER_MS_MAX = 60_000;
 const SYNC = "side-by-side";
 
 /** Makes the files that scenes name, relative to the daemon's working directory. */

@@ -152,3 +152,52 @@ describe("HBitmap", () => {
     expect(new HBitmap(2 ** 52, 2 ** 31).bitCount).toBe(2 ** 21);
   });
 });
+
+describe("HBitmap parts", () => {
+  test("are those that are stored, in pieces of any size", () => {
+    const random = new Random(randomSeed());
+    for (const pieceBytes of [512, 8192, 65_536]) {
+      const bitmap = new HBitmap(BYTES, GRANULARITY);
+      for (let i = 0; i < 20; i++) {
+        bitmap.set(random.below(BYTES), random.below(40) * random.below(1_000_000));
+      }
+      const all = serialized(bitmap);
+      expect(bitmap.serializedBytes).toBe(all.length);
+      const copy = new HBitmap(BYTES, GRANULARITY);
+      for (let at = 0; at < all.length; at += pieceBytes) {
+        const piece = new Uint8Array(pieceBytes).fill(1);
+        bitmap.serialize(at, piece);
+        const expected = new Uint8Array(pieceBytes);
+        expected.set(all.subarray(at, at + pieceBytes));
+        expect(piece).toEqual(expected);
+        expect(bitmap.hasBits(at, pieceBytes)).toBe(piece.some((byte) => byte !== 0));
+        copy.deserialize(at, piece);
+      }
+      expect(serialized(copy)).toEqual(all);
+      expect(copy.dirtyBytes).toBe(bitmap.dirtyBytes);
+    }
+  });
+
+  test("have no bits behind the end", () => {
+    const bitmap = new HBitmap(BYTES, GRANULARITY);
+    for (let at = 0; at < bitmap.serializedBytes; at += 4096) {
+      bitmap.deserialize(at, new Uint8Array(4096).fill(0xff));
+    }
+    expect(bitmap.dirtyBytes).toBe(BITS * GRANULARITY);
+    const last = new Uint8Array(8);
+    bitmap.serialize(bitmap.serializedBytes - 8, last);
+    expect(last[7]).toBe(0);
+  });
+
+  test("that are set as a whole may still be changed, each on its own", () => {
+    const [one, other] = [0, 1].map(() => new HBitmap(BYTES, GRANULARITY));
+    for (const bitmap of [one!, other!]) bitmap.set(0, BYTES);
+    one!.reset(0, GRANULARITY);
+    one!.resize(BYTES / 2);
+    expect([one!.get(0), other!.get(0)]).toEqual([false, true]);
+    const copy = HBitmap.from(other!.content());
+    copy.reset(512, 512);
+    other!.merge(copy);
+    expect([copy.get(512), other!.get(512), one!.get(512)]).toEqual([false, true, true]);
+  });
+});

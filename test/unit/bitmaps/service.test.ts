@@ -1,6 +1,7 @@
 import { afterAll, beforeEach, describe, expect, test } from "bun:test";
 import { dirtyInfosOf } from "../../../src/bitmaps/node-bitmaps.ts";
 import { BitmapService } from "../../../src/bitmaps/service.ts";
+import { markActive } from "../../../src/block/inactive-nodes.ts";
 import type { BlockNode } from "../../../src/block/node.ts";
 import type { BitmapAction } from "../../../src/iothread/messages.ts";
 import { OutportError } from "../../../src/util/error.ts";
@@ -97,6 +98,21 @@ describe("removing", () => {
     expect(removed).toEqual(["p"]);
     expect(await messageOf(run({ type: "remove", ...place("q") }))).toBe("no");
     expect(dirtyInfosOf(nodes.get("n")!)).toMatchObject([{ name: "q", busy: false }]);
+  });
+});
+
+describe("removing a persistent one", () => {
+  test("needs a node that may be written to", async () => {
+    const node = nodes.get("n")!;
+    Object.assign(node, { checkNewBitmap: async () => {} });
+    await add("p", { persistent: true });
+    const why = "Cannot remove persistent bitmap 'p': no write access to node 'n'";
+    markActive(node, false);
+    expect(await messageOf(run({ type: "remove", ...place("p") }))).toBe(why);
+    markActive(node, true);
+    Object.assign(node, { writable: false });
+    expect(await messageOf(run({ type: "remove", ...place("p") }))).toBe(why);
+    expect(dirtyInfosOf(node)).toMatchObject([{ name: "p", busy: false }]);
   });
 });
 

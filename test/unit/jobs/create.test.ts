@@ -54,7 +54,13 @@ function answerCreations(thread: FakeIothread): void {
 }
 
 function startJob(options: object): Job {
-  const parts = { graph, iothreads, drivers: blockDrivers, servedDevices: () => [7] };
+  const parts = {
+    graph,
+    iothreads,
+    drivers: blockDrivers,
+    findSecret: () => undefined,
+    servedDevices: () => [7],
+  };
   const work = createJob(parts, { driver: "qcow2", file: "f", size: MiB, ...options });
   const job = new Job({
     id: "j",

@@ -54,6 +54,18 @@ function setUp() {
       log.push(["bitmapStep", change]);
       return { keep: async () => {}, undo: async () => {} };
     },
+    snapshots: {
+      run: record("snapshot"),
+      deleteInternal: async (deletion) => {
+        log.push(["deleteInternal", deletion]);
+        return { id: "1" } as never;
+      },
+      changeBackingFile: record("changeBackingFile"),
+      step: (action) => async () => {
+        log.push(["snapshotStep", action]);
+        return { keep: async () => {}, undo: async () => {} };
+      },
+    },
     runSteps: async (steps) => {
       for (const step of steps) await step();
     },

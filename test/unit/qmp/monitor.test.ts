@@ -231,7 +231,7 @@ describe("Monitor", () => {
     expect(await stream.messages()).toEqual([]);
     expect(stream.paused).toBe(true);
     stream.pendingBytes = 0;
-    await new Promise((resolve) => setTimeout(resolve, 50));
+    while (stream.paused) await new Promise((resolve) => setTimeout(resolve, 5));
     expect(await stream.messages()).toHaveLength(20);
   });
 

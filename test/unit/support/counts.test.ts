@@ -1,5 +1,5 @@
 import { describe, expect, test } from "bun:test";
-import { countsOf, judge } from "../../support/counts.ts";
+import { countsOf, judge, sumOf } from "../../support/counts.ts";
 
 const BUN = `
 (pass) Ran 1 test
@@ -42,4 +42,10 @@ describe("judge", () => {
     expect(judge("", 0, true)).toEqual({ passed: 1, failed: 0, skipped: 0 });
     expect(judge(BUN, 2, true)).toEqual({ passed: 0, failed: 1, skipped: 0 });
   });
+});
+
+test("sumOf adds up", () => {
+  const counts = { passed: 1, failed: 2, skipped: 3 };
+  expect(sumOf([counts, counts])).toEqual({ passed: 2, failed: 4, skipped: 6 });
+  expect(sumOf([])).toEqual({ passed: 0, failed: 0, skipped: 0 });
 });

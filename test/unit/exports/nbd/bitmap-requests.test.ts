@@ -39,7 +39,7 @@ describe("bitmapRequests()", () => {
 
 describe("BitmapHolds", () => {
   test("keep nodes in being until they are released", async () => {
-    const holds = new BitmapHolds(graph, node("r"));
+    const holds = new BitmapHolds(graph, { node: node("r") });
     await graph.exclusive(() => holds.hold(["r", "other", "other"]));
     expect(node("r").parents).toHaveLength(1);
     expect(await messageOf(graph.blockdevDel("other"))).toBe("Node other is in use");
@@ -48,7 +48,7 @@ describe("BitmapHolds", () => {
   });
 
   test("let a node move with the exported one only", async () => {
-    const holds = new BitmapHolds(graph, node("r"));
+    const holds = new BitmapHolds(graph, { node: node("r") });
     await graph.exclusive(() => holds.hold(["f"]));
     holds.checkAllTogether();
     await graph.setIothread("r", "io0", true);

@@ -43,7 +43,7 @@ const MODES = ["simple", "structured", "extended"] as const;
 /** What a request may carry. */
 const LONGEST = 32 * MiB;
 
-setDefaultTimeout(30_000);
+setDefaultTimeout(180_000);
 
 let folder: string;
 let rig: NbdRig;

@@ -62,9 +62,9 @@ for (const engine of ENGINES) {
         queue.close();
         client.close();
         await client.until(() => !rig.server.hasClient);
-        await client.until(() => fdCount() === rig.fdsBefore);
+        await client.until(() => fdCount() <= rig.fdsBefore);
       }
-      expect(fdCount()).toBe(rig.fdsBefore);
+      expect(fdCount()).toBeLessThanOrEqual(rig.fdsBefore);
     });
 
     test("stops a ring when its requests have ended, and starts it where it was", async () => {

@@ -209,11 +209,8 @@ for (const engine of ENGINES) {
             expect(rig.node.data[round * 4096]).toBe(round + 1);
             expect(await queue.request(blk.VIRTIO_BLK_T_FLUSH, 0)).toBe(blk.VIRTIO_BLK_S_OK);
             expect(await client.askU64(vu.VHOST_USER_GET_QUEUE_NUM)).toBe(4n);
-            expect([rig.server.hasClient, memfdMappings(), fdCount()]).toEqual([
-              true,
-              mappings,
-              fds,
-            ]);
+            expect([rig.server.hasClient, memfdMappings()]).toEqual([true, mappings]);
+            expect(fdCount()).toBeLessThanOrEqual(fds);
           }
           const channel = new VhostUserClient({
             linux: rig.reactor.linux,
@@ -271,7 +268,7 @@ for (const engine of ENGINES) {
         await client.until(() => !rig.server.hasClient);
         client.close();
         queue.close();
-        await client.until(() => fdCount() === rig.fdsBefore);
+        await client.until(() => fdCount() <= rig.fdsBefore);
         expect(rig.logged).toEqual(["vu_panic: Invalid vring_addr message: Invalid argument"]);
       });
 
