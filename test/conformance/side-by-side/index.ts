@@ -9,6 +9,7 @@ import { exportScenes } from "./scenes/exports.ts";
 import { jobScenes } from "./scenes/jobs.ts";
 import { monitorScenes } from "./scenes/monitor.ts";
 import { objectScenes } from "./scenes/objects.ts";
+import { snapshotScenes } from "./scenes/snapshots.ts";
 import type { Scene } from "./script.ts";
 
 export const scenes: readonly Scene[] = [
@@ -19,6 +20,7 @@ export const scenes: readonly Scene[] = [
   ...objectScenes,
   ...bitmapScenes,
   ...jobScenes,
+  ...snapshotScenes,
   ...exploredScenes,
 ];
 export { commandLines };

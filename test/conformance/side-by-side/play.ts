@@ -5,6 +5,8 @@
 
 import { spawn } from "node:child_process";
 import { mkdir, writeFile } from "node:fs/promises";
+import { createInterface } from "node:readline";
+import { Readable } from "node:stream";
 import { patternImage, sparseImage, temporaryDirectory } from "../../support/images.ts";
 import { Qmp } from "../../support/qmp.ts";
 import type { CommandLine, Scene } from "./script.ts";
@@ -55,7 +57,10 @@ export async function play(command: readonly string[], scene: Scene): Promise<Tr
     child.on("close", (code, signal) => resolve(code ?? signal ?? "unknown"));
   });
   const names = new Map<string, string>();
-  const conversation = new Conversation(new Qmp(child.stdout, child.stdin), names);
+  const conversation = new Conversation(
+    new Qmp(Readable.from(repliesOf(child.stdout)), child.stdin),
+    names,
+  );
   const timer = setTimeout(() => child.kill("SIGKILL"), ANSWER_MS_MAX);
   try {
     const replies: string[][] = [];
@@ -67,6 +72,13 @@ export async function play(command: readonly string[], scene: Scene): Promise<Tr
   } finally {
     clearTimeout(timer);
     child.kill("SIGKILL");
+  }
+}
+
+/** Lines without what QSD says among them while it makes an image. */
+async function* repliesOf(stdout: Readable): AsyncGenerator<string> {
+  for await (const line of createInterface({ input: stdout })) {
+    if (!line.startsWith("Formatting '")) yield `${line}\n`;
   }
 }
 
