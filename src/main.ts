@@ -24,11 +24,10 @@ import type { Log } from "./util/log.ts";
 import { traceAs } from "./util/trace.ts";
 import { VERSION } from "./util/version.ts";
 
-/**
- * How long an orderly end may take: then a thread is taken to be stuck in the kernel. What clients
- * were told is written is in the host's page cache by then.
- */
+/** How long an orderly end may take without a word. */
 const SHUTDOWN_GRACE_MS = 10_000;
+/** Flushing much to a slow disk takes that long; then a thread is taken to be stuck in the kernel. */
+const SHUTDOWN_MS_MAX = 120_000;
 /** How long the listening thread may then take to remove its sockets: it may be the stuck one. */
 const UNLISTEN_GRACE_MS = 500;
 
@@ -37,7 +36,7 @@ export async function main(driver: RuntimeDriver): Promise<void> {
   if (line === undefined) return;
   const daemon = new Daemon(driver, line);
   for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
-    driver.process.onSignal(signal, () => void daemon.shutDown(0, `got ${signal}`));
+    driver.process.onSignal(signal, () => daemon.end(signal));
   }
   await daemon.start();
 }
@@ -55,6 +54,9 @@ class Daemon {
   #removePidfile: () => void = () => {};
   #monitorCount = 0;
   #isEnding = false;
+  #endIsLimited = false;
+  /** A signal is enough to leave. */
+  #endIsLate = false;
 
   constructor(driver: RuntimeDriver, line: CommandLine) {
     this.#driver = driver;
@@ -141,6 +143,12 @@ class Daemon {
     return serveImage(parts, path, this.#line.quickStart);
   }
 
+  /** A signal says so, maybe not the first one. */
+  end(signal: string): void {
+    if (this.#endIsLate) this.#leave();
+    else void this.shutDown(0, `got ${signal}`);
+  }
+
   /** Exports newest first, jobs, the NBD server, flushed nodes, then what is main's. */
   async shutDown(code: number, why: string): Promise<void> {
     if (this.#isEnding) return;
@@ -148,9 +156,10 @@ class Daemon {
     this.#parts.dispatcher.close();
     this.#log("info", `shutting down: ${why}`);
     this.#background?.leave();
-    setTimeout(() => this.#leave(), SHUTDOWN_GRACE_MS);
+    this.#limitEnd();
     let exitCode = code;
     const steps = [
+      () => this.#parts.graph.endUnlocking(),
       () => this.#parts.exports.closeAll(),
       () => this.#parts.jobs.close(),
       () => (this.#parts.nbdServer.running ? this.#parts.nbdServer.stop() : undefined),
@@ -171,9 +180,22 @@ class Daemon {
     this.#driver.process.exit(exitCode);
   }
 
+  /** Says when the end takes long, and at last ends it. */
+  #limitEnd(): void {
+    if (this.#endIsLimited) return;
+    this.#endIsLimited = true;
+    setTimeout(() => {
+      this.#endIsLate = true;
+      const seconds = (SHUTDOWN_MS_MAX - SHUTDOWN_GRACE_MS) / 1000;
+      const how = `waiting ${seconds} s more, unless told again by a signal`;
+      this.#log("warn", `an orderly end takes long: ${how}`);
+    }, SHUTDOWN_GRACE_MS);
+    setTimeout(() => this.#leave(), SHUTDOWN_MS_MAX);
+  }
+
   /** Ends the process without what is stuck; only files that tell of it are removed before. */
   #leave(): void {
-    this.#log("error", "an orderly end takes too long, leaving");
+    this.#log("error", "leaving without an orderly end");
     const end = (): void => this.#driver.process.exitNow(1);
     setTimeout(end, UNLISTEN_GRACE_MS);
     this.#parts.fuse.abort();
@@ -187,12 +209,11 @@ class Daemon {
   /** The events of exports and jobs precede the reply, and the reply precedes the end. */
   async #quit(): Promise<void> {
     this.#parts.dispatcher.close();
-    const late = setTimeout(() => this.#leave(), SHUTDOWN_GRACE_MS);
+    this.#limitEnd();
     try {
       await this.#parts.exports.closeAll();
       await this.#parts.jobs.close();
     } finally {
-      clearTimeout(late);
       setTimeout(() => void this.shutDown(0, "told to quit"), 0);
     }
   }

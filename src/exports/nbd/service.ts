@@ -34,7 +34,7 @@ import { IothreadNbdServer, type NbdEntrant } from "./server.ts";
 
 const BLOCK_BYTES_PREFERRED = 4096;
 /** To come between two requests of all clients, with some service in between. */
-const SUSPEND_ATTEMPTS = 5;
+const SUSPEND_ATTEMPTS = 10;
 const SUSPEND_PAUSE_NS = 20_000_000;
 /** An export is whole sectors. */
 const SECTOR_BYTES = 512;
