@@ -26,7 +26,7 @@ import { VERSION } from "./util/version.ts";
 
 /** How long an orderly end may take without a word. */
 const SHUTDOWN_GRACE_MS = 10_000;
-/** Flushing much to a slow disk takes that long; then a thread is taken to be stuck in the kernel. */
+/** Flushing much to a slow disk takes that long; a thread is stuck in the kernel then. */
 const SHUTDOWN_MS_MAX = 120_000;
 /** How long the listening thread may then take to remove its sockets: it may be the stuck one. */
 const UNLISTEN_GRACE_MS = 500;

@@ -6,7 +6,7 @@
  */
 
 import { spawnSync } from "node:child_process";
-import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
 import { BIN, OUTPUTS, outputOf, ROOT, type Step, steps, writeTimings } from "./steps.ts";
 import { CLIENT_PACKAGES, missingClients } from "./support/clients.ts";
 import { type CommandResult, endCommandsOnSignal, runCommand } from "./support/command.ts";
@@ -41,6 +41,13 @@ function installClients(): void {
     }
   }
   console.log(`installed clients; missing: ${missingClients().join(" ") || "none"}`);
+}
+
+/** fusermount3 cannot unmount without it; a system that was made by hand may have none. */
+function provideMtab(): void {
+  const path = "/etc/mtab";
+  if (process.getuid?.() !== 0 || existsSync(path)) return;
+  symlinkSync("../proc/self/mounts", path);
 }
 
 const DETAIL_LINES_MAX = 60;
@@ -145,6 +152,7 @@ async function main(args: readonly string[]): Promise<void> {
   writeTimings();
   endCommandsOnSignal();
   installClients();
+  provideMtab();
   for (const step of steps()) {
     if (chosen.length > 0 && !chosen.some((name) => step.name.startsWith(name))) continue;
     process.stdout.write(verbose ? `\n== ${step.name}\n` : `${step.name}: `);

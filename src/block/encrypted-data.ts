@@ -4,6 +4,7 @@
  */
 import { SECTOR_BYTES, type XtsCipher } from "../crypto/xts.ts";
 import type { Reactor } from "../io/reactor.ts";
+import { assert } from "../util/error.ts";
 import { Places } from "./places.ts";
 
 /** At a time: others want the thread, too. */
@@ -43,6 +44,7 @@ export class EncryptedData implements EncryptedFile {
       if (result < 0) return result;
       const at = address + done - memory.address;
       const data = memory.u8.subarray(at, at + part);
+      assert(data.length === part, "data is decrypted where it is");
       this.#cipher.decrypt(data, data, (offset + done) / SECTOR_BYTES);
     }
     return 0;

@@ -151,6 +151,11 @@ export class BlockGraph {
     });
   }
 
+  /** Before all else that ends: what is being opened may take minutes to find its key. */
+  endUnlocking(): void {
+    this.#nodes.endUnlocking();
+  }
+
   /** Closes all nodes, parents first. Exports are closed already. */
   closeAll(): Promise<void> {
     return this.exclusive(async () => {

@@ -50,7 +50,7 @@ export async function takeInternalSnapshot(
     throw new OutportError("io", `${what}: ${strerror(-taken)}`);
   }
   const undo = async (): Promise<void> => {
-    const made = (await snapshotsOf(node)).find(({ id }) => id === taken.id);
+    const made = (await snapshotsOf(node)).findLast(({ id }) => id === taken.id);
     if (made !== undefined) await node.iothread.call("snapshot-delete", { nodeName, ...made });
   };
   return { keep: async () => {}, undo };

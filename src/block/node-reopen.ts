@@ -28,7 +28,7 @@ export interface NodeReopensParts {
 }
 
 interface Reopen {
-  /** Those that have been told to settle. */
+  /** Those that have been told to settle, parents first. */
   readonly settled: readonly BlockNode[];
   readonly handles: readonly ReopenedNode[];
   readonly changes: readonly PermissionChange[];
@@ -62,8 +62,8 @@ export class NodeReopens {
     const handles: ReopenedNode[] = [];
     const connected = params.connected.map(entry);
     try {
-      // While those below can still be written to.
-      for (const { nodeName, readOnly } of params.nodes) {
+      // Parents first: what they still write, those below must not have settled before.
+      for (const { nodeName, readOnly } of [...params.nodes].reverse()) {
         const { node } = entry(nodeName);
         await node.settle?.(readOnly ? "read-only" : null);
         settled.push(node);
@@ -139,7 +139,7 @@ export class NodeReopens {
     connected,
   }: Omit<Reopen, "changes" | "users">): Promise<void> {
     for (const handle of [...handles].reverse()) await handle.undo();
-    for (const node of settled) await node.unsettle?.();
+    for (const node of [...settled].reverse()) await node.unsettle?.();
     await release();
     try {
       for (const { node } of connected) node.refreshLength?.();

@@ -4,8 +4,9 @@
  */
 import { unlockLuks } from "../crypto/luks-lock.ts";
 import { passphraseOf } from "../crypto/passphrase.ts";
-import type { NodeInfo } from "../iothread/messages.ts";
+import type { ImageLock, NodeInfo } from "../iothread/messages.ts";
 import type { Iothread } from "../iothread/pool.ts";
+import { ECANCELED, strerror } from "../runtime/errno.ts";
 import { assert, OutportError } from "../util/error.ts";
 import type { Log } from "../util/log.ts";
 import { trace } from "../util/trace.ts";
@@ -55,6 +56,8 @@ export class OpenNodes {
   /** By name, in the order of opening. */
   #nodes = new Map<string, GraphNode>();
   #generatedCount = 0;
+  #isEnding = false;
+  #giveUp: () => void = () => {};
 
   constructor({ drivers, checkOptions, findObject, servedDevices, log }: OpenNodesParts) {
     this.#drivers = drivers;
@@ -264,12 +267,30 @@ export class OpenNodes {
     const id = encryption?.keySecret(node.definition.options);
     const lock = id === undefined ? null : await iothread.call("node-lock", openOf(node));
     if (id === undefined || lock === null) return iothread.call("node-open", openOf(node));
-    const key = await unlockLuks(lock, passphraseOf(id, this.#findObject));
+    const key = await this.#unlock(lock, passphraseOf(id, this.#findObject));
     try {
       return await iothread.call("node-open", { ...openOf(node), key });
     } finally {
       key.fill(0);
     }
+  }
+
+  /** Throws OutportError. */
+  async #unlock(lock: ImageLock, passphrase: Uint8Array): Promise<Uint8Array> {
+    if (this.#isEnding) throw canceled();
+    const { promise, reject } = Promise.withResolvers<never>();
+    this.#giveUp = () => reject(canceled());
+    try {
+      return await Promise.race([unlockLuks(lock, passphrase), promise]);
+    } finally {
+      this.#giveUp = () => {};
+    }
+  }
+
+  /** From here on nobody waits for keys: an image may have one that takes minutes to find. */
+  endUnlocking(): void {
+    this.#isEnding = true;
+    this.#giveUp();
   }
 
   /** Gives the node what it needs to know beside its options. Throws OutportError. */
@@ -319,6 +340,10 @@ export class OpenNodes {
 /** The node looks at itself before it looks for this child: a format does so after its file. */
 function isLate({ driver }: NodePlan, role: string): boolean {
   return driver.isProtocol === true || role !== "file";
+}
+
+function canceled(): OutportError {
+  return new OutportError("io", strerror(ECANCELED));
 }
 
 /** Throws OutportError. */

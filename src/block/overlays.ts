@@ -11,8 +11,10 @@ import { inactivate } from "./activation.ts";
 import type { BlockGraph } from "./graph.ts";
 import {
   checkNotBacking,
+  connectedNodes,
   Edge,
   type GraphNode,
+  isRootUsed,
   replaceChild,
   retargetEdges,
   withDescendants,
@@ -53,12 +55,19 @@ export async function appendOverlay(
       undos.push(() => graph.activate(overlay));
     }
     checkBothActive(overlay, "backing", base);
-    await graph.move(overlay, base.iothread);
-    undos.push(() => graph.move(overlay, home));
+    if (home !== base.iothread) {
+      checkUnused(connectedNodes(overlay));
+      await graph.move(overlay, base.iothread);
+      undos.push(() => graph.move(overlay, home));
+    }
     const moved = followersOf(base, overlay);
     const backing = new Edge(overlay, "backing", base);
+    const { inheritsFrom } = base;
     await link(backing, moved);
-    undos.push(() => unlink(backing, moved));
+    undos.push(async () => {
+      await unlink(backing, moved);
+      base.inheritsFrom = inheritsFrom;
+    });
     return { keep: () => keep(base, moved), undo };
   } catch (error) {
     await undo();
@@ -85,6 +94,13 @@ function checkOverlay(base: GraphNode, overlay: GraphNode): void {
     const [name, above] = [base.nodeName, overlay.nodeName];
     refuse(`Making '${name}' a backing child of '${above}' would create a cycle`);
   }
+}
+
+/** Nodes that are to move. Throws OutportError. */
+function checkUnused(nodes: readonly GraphNode[]): void {
+  if (!nodes.some(isRootUsed)) return;
+  // QSD differs: it moves them. Here they would wait for requests that the drained section holds.
+  throw new OutportError("in-use", "Cannot change iothread of active block backend");
 }
 
 /** Those who go on with the overlay. Throws OutportError. */

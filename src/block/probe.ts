@@ -9,7 +9,7 @@ import type { BlockDriver } from "./driver.ts";
 /** What is looked at. */
 export const PROBE_BYTES = 512;
 
-/** Formats that outport lacks: their images are no raw disks. Spec: QEMU block/*.c *_probe() */
+/** Formats that are not served so: their images are no raw disks. Spec: QEMU block/*.c *_probe() */
 const OTHER_FORMATS: readonly (readonly [format: string, start: string])[] = [
   ["qcow", "QFI\xfb\x00\x00\x00\x01"],
   ["qed", "QED\0"],
@@ -29,6 +29,10 @@ export function probeFormat(
   if (driver !== undefined) return driver;
   const other = OTHER_FORMATS.find(([, text]) => startsWith(start, text));
   if (other === undefined) return undefined;
+  // Its driver needs a key, and the quick start takes none.
+  if (other[0] === "luks") {
+    throw new OutportError("unsupported", "The image is encrypted: use --object and --blockdev");
+  }
   throw new OutportError("unsupported", `Images of format '${other[0]}' are not supported`);
 }
 

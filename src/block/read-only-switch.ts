@@ -12,11 +12,12 @@ export async function setReadOnly(node: GraphNode, readOnly: boolean): Promise<v
   if (node.definition.readOnly === readOnly) return;
   const nodes = followersOf(node);
   const before = nodes.map(({ definition, explicit, info }) => ({ definition, explicit, info }));
+  for (const { driver, nodeName } of nodes) {
+    if (driver.reopenable !== undefined) continue;
+    const what = `Block format '${driver.name}' used by node '${nodeName}'`;
+    throw new OutportError("unsupported", `${what} does not support reopening files`);
+  }
   for (const one of nodes) {
-    if (one.driver.reopenable === undefined) {
-      const what = `Block format '${one.driver.name}' used by node '${one.nodeName}'`;
-      throw new OutportError("unsupported", `${what} does not support reopening files`);
-    }
     one.definition = { ...one.definition, readOnly };
     one.info = { ...one.info, writable: !readOnly };
   }

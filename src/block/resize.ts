@@ -1,10 +1,10 @@
 /** Giving a node a new length. Thread: main. Spec: qapi/block-core.json block_resize */
 import type { IothreadEvent } from "../iothread/messages.ts";
 import type { Iothreads } from "../iothread/pool.ts";
-import { EINVAL, EIO, ENOSPC, ENOTSUP, EPERM } from "../runtime/errno.ts";
+import { EINVAL, EIO, ENOSPC, ENOTSUP, EPERM, ESTALE } from "../runtime/errno.ts";
 import { type ErrorKind, OutportError } from "../util/error.ts";
 import type { BlockGraph } from "./graph.ts";
-import { connectedNodes, type GraphNode } from "./graph-node.ts";
+import { connectedNodes, type Edge, type GraphNode } from "./graph-node.ts";
 import { PERM_ALL, PERM_RESIZE } from "./node.ts";
 
 export interface ResizeOptions {
@@ -44,12 +44,21 @@ const ERRORS: Partial<Record<ErrorKind, number>> = {
   unsupported: -ENOTSUP,
 };
 
-/** Serves the events "node-resize": those who ask have the permission to resize. */
+function mayResize({ parent, permissions }: Edge): boolean {
+  return parent === null && (permissions.used & PERM_RESIZE) !== 0;
+}
+
+/**
+ * Serves the events "node-resize": those who ask have the permission to resize. -ESTALE: not of
+ * this node, any more.
+ */
 export function serveResizeRequests(graph: BlockGraph, iothreads: Iothreads): void {
   const resize = ({ nodeName, bytes, atLeast }: ResizeRequest): Promise<number> =>
     graph.exclusive(async () => {
       const node = graph.find(nodeName);
       if (node === undefined) return -EIO;
+      // Another node has taken its place meanwhile.
+      if (!node.parents.some(mayResize)) return -ESTALE;
       try {
         await graph.drained([node], () => truncate(node, bytes, atLeast));
         return 0;

@@ -10,7 +10,7 @@ import type {
   BlockdevSnapshotInternal,
   BlockdevSnapshotSync,
 } from "../qapi/snapshots.ts";
-import { strerror } from "../runtime/errno.ts";
+import { EPERM, strerror } from "../runtime/errno.ts";
 import { OutportError } from "../util/error.ts";
 import type { BlockGraph } from "./graph.ts";
 import type { GraphNode } from "./graph-node.ts";
@@ -162,11 +162,19 @@ export class Snapshots {
     }
     const { readOnly } = image.definition;
     if (readOnly) await setReadOnly(image, false);
+    try {
+      await this.#nameBacking(image, backing, backingFile);
+    } finally {
+      if (readOnly) await setReadOnly(image, true);
+    }
+  }
+
+  async #nameBacking(image: GraphNode, backing: GraphNode, backingFile: string): Promise<void> {
     const { nodeName, iothread } = image;
     // QSD differs: it names the image's own format, also where the backing file has another one.
     const params = { nodeName, backingFile, format: formatOf(backing) };
-    const result = await iothread.call("node-backing-file", params);
-    if (readOnly) await setReadOnly(image, true);
+    // QSD differs: it ends when the node is inactive.
+    const result = image.active ? await iothread.call("node-backing-file", params) : -EPERM;
     if (result === 0) return;
     const what = `Could not change backing file to '${backingFile}'`;
     throw new OutportError("io", `${what}: ${strerror(-result)}`);

@@ -19,7 +19,10 @@ import {
 /** Bytes [offset, offset + bytes) are about to be written, zeroed or discarded. */
 export type WriteObserver = (offset: number, bytes: number) => void;
 
-type Observed = Pick<BlockNode, "resolve" | "write" | "writeZeroes" | "discard">;
+type Observed = Pick<
+  BlockNode,
+  "resolve" | "write" | "writeCompressed" | "writeZeroes" | "discard"
+>;
 
 interface Watch {
   readonly observers: Set<WriteObserver>;
@@ -47,18 +50,26 @@ export function removeWriteObserver(node: BlockNode, observer: WriteObserver): v
   const own: Partial<Observed> = node;
   delete own.resolve;
   delete own.write;
+  delete own.writeCompressed;
   delete own.writeZeroes;
   delete own.discard;
 }
 
 /** Methods of the node that first say what is written. */
 function observed(node: BlockNode, observers: ReadonlySet<WriteObserver>): Observed {
-  const { resolve, write, writeZeroes, discard } = node;
+  const { resolve, write, writeCompressed, writeZeroes, discard } = node;
   const out: Resolution = { fd: -1, offset: 0, bytes: 0 };
   const tell = (offset: number, bytes: number): void => {
     for (const observer of observers) observer(offset, bytes);
   };
+  const compressing: Pick<BlockNode, "writeCompressed"> = {
+    writeCompressed(offset, bytes, address) {
+      tell(offset, bytes);
+      return writeCompressed!.call(node, offset, bytes, address);
+    },
+  };
   return {
+    ...(writeCompressed === undefined ? {} : compressing),
     resolve(op, offset, bytes, result): ResolutionKind {
       const kind = resolve.call(node, op, offset, bytes, result);
       // What is slow comes to the methods below; what is mapped is only seen here.

@@ -24,6 +24,8 @@ export const CODEC_ZSTD = -4;
 const WINDOW_BITS = 12;
 const MEM_LEVEL = 9;
 const CHUNK_SPARE_BYTES = 64;
+/** Of mappings, kept by each thread: more than the images that are busy at a time. */
+const VIEWS_MAX = 64;
 
 /** Where the work is done: positions in a mapping. */
 export interface CodecPlace {
@@ -50,15 +52,16 @@ export function runCodec(codec: number, memory: Uint8Array, place: CodecPlace): 
   const { source, sourceBytes, target, targetBytes } = place;
   const input = memory.subarray(source, source + sourceBytes);
   const isCompression = codec === CODEC_DEFLATE || codec === CODEC_ZSTD;
-  let output: Uint8Array;
   try {
-    output = transform(codec, input, targetBytes);
+    const output = transform(codec, input, targetBytes);
+    if (output.length <= targetBytes) {
+      memory.set(output, target);
+      return output.length;
+    }
   } catch {
-    return isCompression ? -ENOSPC : -EIO;
+    // A thread that died of it would leave its caller waiting for ever.
   }
-  if (output.length > targetBytes) return isCompression ? -ENOSPC : -EIO;
-  memory.set(output, target);
-  return output.length;
+  return isCompression ? -ENOSPC : -EIO;
 }
 
 /** Throws what the library throws. */
@@ -108,5 +111,3 @@ export class CodecRunner {
     return view;
   }
 }
-
-const VIEWS_MAX = 64;

@@ -51,6 +51,16 @@ export class Memory {
     this.view = new DataView(buffer);
   }
 
+  /** The same for the data plane; null: the host has no room. */
+  static map(linux: Linux, bytes: number): Memory | null {
+    try {
+      return new Memory(linux, bytes);
+    } catch (error) {
+      if (error instanceof OutportError) return null;
+      throw error;
+    }
+  }
+
   /** Zeroes memory inside this mapping. */
   zero(address: number, bytes: number): void {
     const at = address - this.address;

@@ -70,10 +70,8 @@ class CreateWork implements JobWork {
     const { graph } = this.#parts;
     job.setRemaining(1);
     try {
-      const roles = [...this.#references.keys()];
-      const { findSecret } = this.#parts;
-      this.#prepared = await this.#creation.prepare?.(this.#options, findSecret, roles);
-      await graph.exclusive(() => this.#attach());
+      await this.#prepare();
+      await graph.exclusive(() => this.#attach(job));
       await this.#create(job);
     } catch (error) {
       await graph.exclusive(() => this.#empty(this.#emptied));
@@ -88,7 +86,19 @@ class CreateWork implements JobWork {
     this.#cancel();
   }
 
-  async #attach(): Promise<void> {
+  /** It may take long, and can't be stopped: nobody waits for its end once the job is cancelled. */
+  async #prepare(): Promise<void> {
+    const { promise, reject } = Promise.withResolvers<never>();
+    this.#cancel = () => reject(canceled());
+    const roles = [...this.#references.keys()];
+    const made = this.#creation.prepare?.(this.#options, this.#parts.findSecret, roles);
+    this.#prepared = await Promise.race([made, promise]);
+    this.#cancel = () => {};
+  }
+
+  async #attach(job: Job): Promise<void> {
+    // Nothing of what is there is lost yet.
+    if (job.isCancelled) throw canceled();
     const { graph } = this.#parts;
     const plans = this.#creation.plan?.(this.#options, [...this.#references.keys()]) ?? {};
     let beside: RootUse | null = null;
@@ -130,7 +140,7 @@ class CreateWork implements JobWork {
   }
 
   async #create(job: Job): Promise<void> {
-    if (job.isCancelled) throw new OutportError("io", strerror(ECANCELED));
+    if (job.isCancelled) throw canceled();
     const targets: Record<string, ImageCreate["targets"][string]> = {};
     for (const [role, { child }] of this.#uses) {
       targets[role] = { nodeName: child.nodeName, filename: imageFilename(child) };
@@ -160,4 +170,8 @@ class CreateWork implements JobWork {
     const { graph } = this.#parts;
     for (const use of [...this.#uses.values()].reverse()) await graph.detachRoot(use);
   }
+}
+
+function canceled(): OutportError {
+  return new OutportError("io", strerror(ECANCELED));
 }

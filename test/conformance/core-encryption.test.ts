@@ -14,7 +14,12 @@ import {
   test,
 } from "bun:test";
 import { copyFile, readFile, truncate, writeFile } from "node:fs/promises";
-import { LUKS_HEADER_KEY_BYTES, LUKS_HEADER_PAYLOAD_OFFSET } from "../../src/abi/luks.ts";
+import {
+  LUKS_HEADER_KEY_BYTES,
+  LUKS_HEADER_KEY_SLOTS,
+  LUKS_HEADER_PAYLOAD_OFFSET,
+  LUKS_SLOT_ITERATIONS,
+} from "../../src/abi/luks.ts";
 import { attempt, run } from "../support/clients.ts";
 import {
   assertSameBytes,
@@ -24,7 +29,7 @@ import {
   temporaryDirectory,
 } from "../support/images.ts";
 import { type Mode, NbdClient } from "../support/nbd-client.ts";
-import { type RunningDaemon, startDaemon } from "../support/process.ts";
+import { type RunningDaemon, sleep, startDaemon } from "../support/process.ts";
 import { Random, randomSeed } from "../support/random.ts";
 import { DiskModel } from "./disk-model.ts";
 
@@ -260,6 +265,19 @@ describe("encrypted images made by outport", () => {
     await check(path, after);
   });
 
+  test("take nothing away while their keys are being made", async () => {
+    const path = folder.file("made.qcow2");
+    await writeFile(path, TEXT);
+    const encrypt = { format: "luks", "key-secret": "key", "iter-time": 20_000 };
+    const options = { driver: "qcow2", file: { driver: "file", filename: path }, size: MiB };
+    await execute("blockdev-create", { "job-id": "one", options: { ...options, encrypt } });
+    await execute("job-cancel", { id: "one" });
+    await daemon.qmp.event("JOB_STATUS_CHANGE", ({ status }) => status === "concluded");
+    const jobs = await execute<{ error: string }[]>("query-jobs");
+    expect(jobs.map(({ error }) => error)).toEqual(["Operation canceled"]);
+    expect(await readFile(path, "utf8")).toBe(TEXT);
+  });
+
   test("are not made of what nobody could open", async () => {
     const refuse = async (encrypt: object, message: string) => {
       expect(await create({}, encrypt)).toBe(message);
@@ -413,6 +431,18 @@ describe("an encrypted image", () => {
     image.write("LUCK", luks);
     await writeFile(broken, image);
     expect(await said(add(broken))).toBe("Volume is not in LUKS format");
+  });
+
+  test("does not keep the daemon from ending while its key is looked for", async () => {
+    const image = await readFile(path);
+    const slot = 4 * 65536 + LUKS_HEADER_KEY_SLOTS;
+    image.writeUInt32BE(100_000_000, slot + LUKS_SLOT_ITERATIONS);
+    await writeFile(path, image);
+    add(path).catch(() => {});
+    await sleep(300);
+    const start = performance.now();
+    expect(await daemon.daemon.stop()).toBe(0);
+    expect(performance.now() - start).toBeLessThan(8000);
   });
 
   test("tells of itself what qemu-img tells", async () => {

@@ -59,6 +59,14 @@ describe("outport IMAGE", () => {
     quick.client.close();
   });
 
+  test("serves an empty file", async () => {
+    await using directory = await temporaryDirectory();
+    await writeFile(directory.file("disk.img"), "");
+    await using quick = await serveQuickly(directory, "disk.img");
+    expect([quick.client.facts.bytes, quick.readOnly]).toEqual([0, true]);
+    quick.client.close();
+  });
+
   test("opens no file that a guessed image names", async () => {
     await using directory = await temporaryDirectory();
     const cwd = directory.path;
@@ -95,7 +103,7 @@ describe("outport IMAGE", () => {
     await writeFile(directory.file("luks.img"), "LUKS\xba\xbe".padEnd(512), "latin1");
     const cases: [string[], string][] = [
       [["none.img"], "none.img: Could not open 'none.img': No such file or directory"],
-      [["luks.img"], "luks.img: Images of format 'luks' are not supported"],
+      [["luks.img"], "luks.img: The image is encrypted: use --object and --blockdev"],
       [
         ["--format", "null-co", "luks.img"],
         "luks.img: Parameter 'format' does not accept value 'null-co'",
@@ -105,5 +113,14 @@ describe("outport IMAGE", () => {
       const { exit, stderr } = await runDaemon(args, { cwd: directory.path });
       expect([exit, stderr]).toEqual([1, `outport: ${message}\n`]);
     }
+    await create("qcow2", directory.file("used.img"), "1M");
+    await using quick = await serveQuickly(directory, "used.img");
+    const { exit, stderr } = await runDaemon(["used.img"], { cwd: directory.path });
+    const advice = "Is another process using the image [used.img]?";
+    expect([exit, stderr]).toEqual([
+      1,
+      `outport: used.img: Failed to get "write" lock\n${advice}\n`,
+    ]);
+    quick.client.close();
   });
 });

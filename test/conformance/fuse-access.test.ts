@@ -129,7 +129,8 @@ describe("an ordinary user", () => {
     const args = [...nodeArguments(`${own}/disk.raw`), "--export", options];
     const prefix = [...inOpenNamespace(directory.file("fuse")), ...AS_USER];
     await using running = await startDaemon(own, args, { prefix });
-    const enter = ["nsenter", "--mount", `--target=${running.daemon.pid}`];
+    // The root is another in a chroot.
+    const enter = ["nsenter", "--mount", "--root", `--target=${running.daemon.pid}`];
     expect(await outcomeOf(READ, mountpoint, [...enter, ...AS_NOBODY])).toBe("ok");
     expect(await outcomeOf(WRITE, mountpoint, [...enter, ...AS_NOBODY])).toBe("ok");
     expect(await outcomeOf(READ, mountpoint, enter)).toBe(DENIED); // Root.

@@ -3,7 +3,16 @@
  * is lost or done twice.
  */
 import { describe, expect, setDefaultTimeout, test } from "bun:test";
-import { closeSync, openSync, readFileSync, readSync, writeFileSync, writeSync } from "node:fs";
+import {
+  closeSync,
+  openSync,
+  readFileSync,
+  readSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
+import { open } from "node:fs/promises";
 import { attempt, run } from "../support/clients.ts";
 import { KiB, MiB, pattern, sparseImage, temporaryDirectory } from "../support/images.ts";
 import { NbdClient } from "../support/nbd-client.ts";
@@ -308,6 +317,64 @@ describe("overlays", () => {
     expect(await run("qemu-img", ["check", scene.image])).toContain("No errors");
   });
 
+  test("that fail leave links, permissions and image locks as they were", async () => {
+    await using scene = await serve();
+    const { qmp, file } = scene;
+    const create = ["create", "-q", "-f", "qcow2"];
+    for (const name of ["o", "fixed"])
+      await run("qemu-img", [...create, file(name), String(BYTES)]);
+    for (const name of ["o", "fixed"]) {
+      const below = { driver: "file", filename: file(name) };
+      const more = { "node-name": name, "read-only": name === "fixed", backing: null };
+      await qmp.execute("blockdev-add", { driver: "qcow2", file: below, ...more });
+    }
+    writeFileSync(file("garbage"), "no image");
+    const identity = `:${statSync(scene.image).ino} `;
+    const state = async () => ({
+      nodes: (await qmp.execute<Record<string, unknown>[]>("query-named-block-nodes")).map(
+        (node) => [node["node-name"], node.ro, node.active, node.file],
+      ),
+      links: (await qmp.execute<{ edges: unknown[] }>("x-debug-query-block-graph")).edges,
+      exports: await qmp.execute("query-block-exports"),
+      locks: readFileSync("/proc/locks", "utf8")
+        .split("\n")
+        .filter((line) => line.includes(identity))
+        .map((line) => line.replace(/^\d+:/, ""))
+        .sort(),
+    });
+    const sync = (path: string, more = {}) => ({
+      type: "blockdev-snapshot-sync",
+      data: { "node-name": "disk", "snapshot-file": path, "snapshot-node-name": "n", ...more },
+    });
+    const onto = (overlay: string) => ({
+      type: "blockdev-snapshot",
+      data: { node: "disk", overlay },
+    });
+    const inside = {
+      type: "blockdev-snapshot-internal-sync",
+      data: { device: "disk", name: "inside" },
+    };
+    const nowhere = "/nowhere/o.qcow2";
+    for (const [actions, message] of [
+      [[sync(nowhere)], `Could not create '${nowhere}': No such file or directory`],
+      [[sync(file("garbage"), { mode: "existing" })], "Image is not in qcow2 format"],
+      [[sync(scene.image, { mode: "existing" })], 'Failed to get "write" lock'],
+      [[onto("fixed")], "Block node is read-only"],
+      [
+        [inside, onto("o"), sync(nowhere, { "node-name": "o" })],
+        `Could not create '${nowhere}': No such file or directory`,
+      ],
+    ] as const) {
+      const before = await state();
+      expect(before.locks.length).toBeGreaterThan(0);
+      expect(await refused(qmp.execute("transaction", { actions }))).toBe(message);
+      expect(await state()).toEqual(before);
+    }
+    const client = await scene.open();
+    await client.write(0, contentOf(0, 1));
+    client.close();
+  });
+
   test("leave exported bitmaps where they are, with who reads them", async () => {
     await using scene = await serve();
     const { qmp, file } = scene;
@@ -385,6 +452,64 @@ describe("change-backing-file", () => {
 });
 
 describe("overlays under FUSE", () => {
+  test("take over while programs write and make the disk longer", async () => {
+    await using directory = await temporaryDirectory();
+    const { file } = directory;
+    const [image, mountpoint] = [file("disk.qcow2"), file("mounted")];
+    await run("qemu-img", ["create", "-q", "-f", "qcow2", image, String(MiB)]);
+    writeFileSync(mountpoint, "");
+    const named = `type=fuse,id=e0,node-name=disk,mountpoint=${mountpoint}`;
+    await using daemon = await startDaemon(directory.path, [
+      ...["--object", "iothread,id=io0"],
+      "--blockdev",
+      `driver=qcow2,node-name=disk,file.driver=file,file.filename=${image}`,
+      ...["--export", `${named},iothread=io0,writable=on,growable=on`],
+    ]);
+    const { qmp } = daemon;
+    const disk = await open(mountpoint, "r+");
+    let isGoing = true;
+    let blocks = MiB / BLOCK;
+    const versions: number[] = [];
+    const work = async () => {
+      const random = new Random(randomSeed());
+      while (isGoing) {
+        const block = random.below(blocks);
+        const version = (versions[block] ?? 0) + 1;
+        await disk.write(contentOf(block, version), 0, BLOCK, block * BLOCK);
+        versions[block] = version;
+        await disk.truncate(++blocks * BLOCK);
+        // Beyond the end.
+        versions[blocks] = 1;
+        await disk.write(contentOf(blocks, 1), 0, BLOCK, blocks * BLOCK);
+        blocks++;
+      }
+    };
+    const done = work();
+    let top = "disk";
+    for (let i = 0; i < 12; i++) {
+      const before = blocks;
+      while (blocks < before + 8) await Promise.race([sleep(2), done]);
+      const name = `o${i}`;
+      await qmp.execute("blockdev-snapshot-sync", {
+        "node-name": top,
+        "snapshot-file": file(name),
+        "snapshot-node-name": name,
+      });
+      top = name;
+    }
+    isGoing = false;
+    await done;
+    expect((await disk.stat()).size).toBe(blocks * BLOCK);
+    await disk.close();
+    await qmp.execute("quit");
+    await daemon.daemon.exited;
+    const found = openChain(file(top)).read(0, blocks * BLOCK);
+    for (let block = 0; block < blocks; block++) {
+      const bytes = found.subarray(block * BLOCK, (block + 1) * BLOCK);
+      expect(versionOf(bytes, block)).toBe(versions[block] ?? 0);
+    }
+  });
+
   test("wait until the kernel no longer writes to the base directly", async () => {
     await using directory = await temporaryDirectory();
     const { file } = directory;

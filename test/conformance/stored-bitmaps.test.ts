@@ -13,6 +13,7 @@ setDefaultTimeout(180_000);
 const theirs = (process.env.QSD_COMMAND ?? requireClient("qemu-storage-daemon")).split(" ");
 const ours = COMMAND;
 const BYTES = 8 * MiB + 512;
+const PASSPHRASE = "Rumpelstilzchen";
 const NAMES = ["coarse", "fine", "off"];
 
 let folder: TemporaryDirectory;
@@ -34,12 +35,14 @@ async function opened<Result>(
   command: readonly string[],
   use: (qmp: Qmp, socket: string) => Promise<Result>,
   more = "",
+  format = "",
 ): Promise<Result> {
   const file = (name: string) => join(folder.path, name);
   const daemon = startProgram([
     ...command,
     ...["--blockdev", `driver=file,node-name=f,filename=${disk}${more}`],
-    ...["--blockdev", `driver=qcow2,node-name=disk,file=f${more}`],
+    ...["--object", `secret,id=key,data=${PASSPHRASE}`],
+    ...["--blockdev", `driver=qcow2,node-name=disk,file=f${format}${more}`],
     ...["--nbd-server", `addr.type=unix,addr.path=${file("nbd.sock")}`],
     ...["--chardev", `socket,id=qmp,path=${file("qmp.sock")},server=on,wait=off`],
     ...["--monitor", "chardev=qmp", "--pidfile", file("pid")],
@@ -89,8 +92,8 @@ async function seen(qmp: Qmp): Promise<unknown[]> {
   return [...list, specific.data.bitmaps];
 }
 
-async function work(qmp: Qmp, socket: string, random: Random): Promise<void> {
-  const options = { id: "e", type: "nbd", "node-name": "disk", name: "disk", writable: true };
+async function work(qmp: Qmp, socket: string, random: Random, node = "disk"): Promise<void> {
+  const options = { id: "e", type: "nbd", "node-name": node, name: "disk", writable: true };
   await qmp.execute("block-export-add", options);
   const client = await NbdClient.open({ path: socket }, { exportName: "disk" });
   for (let i = 0; i < 12; i++) {
@@ -162,6 +165,65 @@ describe("bitmaps go from one program to the other and back", () => {
   });
 });
 
+describe("bitmaps stay what they are", () => {
+  test("while internal snapshots are taken and deleted", async () => {
+    await create("cluster_size=4096");
+    const random = new Random(randomSeed());
+    const snapshot = (qmp: Qmp, what: string, name: string) =>
+      qmp.execute(`blockdev-snapshot-${what}internal-sync`, { device: "disk", name });
+    await opened(ours, addAll);
+    for (const [writer, reader] of [
+      [ours, theirs],
+      [theirs, ours],
+    ] as const) {
+      const before = await opened(writer, async (qmp, socket) => {
+        for (const name of ["one", "two"]) {
+          await snapshot(qmp, "", name);
+          await work(qmp, socket, random);
+        }
+        const marked = (await seen(qmp)).slice(0, -1);
+        await snapshot(qmp, "delete-", "one");
+        expect((await seen(qmp)).slice(0, -1)).toEqual(marked);
+        return seen(qmp);
+      });
+      expect((await stored()).map(({ name }) => name).sort()).toEqual(NAMES);
+      // It would be a change that they miss.
+      const apply = await attempt("qemu-img", ["snapshot", "-a", "two", disk]);
+      expect(apply.stderr).toContain("Device has active dirty bitmaps");
+      expect(await opened(reader, seen)).toEqual(before);
+      await run("qemu-img", ["snapshot", "-d", "two", disk]);
+      expect(await opened(reader, seen)).toEqual(before);
+    }
+  });
+
+  test("in an encrypted image, whose key stays what it is", async () => {
+    const secret = ["--object", `secret,id=key,data=${PASSPHRASE}`];
+    const luks = "encrypt.format=luks,encrypt.key-secret=key";
+    await create(`cluster_size=4096,${luks},encrypt.iter-time=10`, ...secret);
+    const encrypted = `,${luks}`;
+    const random = new Random(randomSeed());
+    await opened(ours, addAll, "", encrypted);
+    for (const [writer, reader] of [
+      [ours, theirs],
+      [theirs, ours],
+    ] as const) {
+      const before = await opened(
+        writer,
+        async (qmp, socket) => {
+          await work(qmp, socket, random);
+          return seen(qmp);
+        },
+        "",
+        encrypted,
+      );
+      const image = `driver=qcow2,encrypt.key-secret=key,file.filename=${disk}`;
+      const check = await attempt("qemu-img", ["check", ...secret, "--image-opts", image]);
+      expect(check.stdout).toContain("No errors");
+      expect(await opened(reader, seen, "", encrypted)).toEqual(before);
+    }
+  });
+});
+
 describe("what qemu-img does to bitmaps", () => {
   test("is what the daemon finds", async () => {
     await create("cluster_size=65536");
@@ -228,6 +290,32 @@ describe("an image", () => {
       async () => expect(await flags()).toEqual([false, false, false]),
       ",read-only=on",
     );
+  });
+
+  test("that holds another has recorded what this wrote when both become read-only", async () => {
+    const inner = folder.file("inner.qcow2");
+    const format = ["-f", "qcow2", "-o", "lazy_refcounts=on"];
+    await run("qemu-img", ["create", "-q", ...format, inner, String(BYTES)]);
+    await run("qemu-img", ["convert", "-f", "raw", "-O", "qcow2", inner, disk]);
+    await run("qemu-img", ["resize", "-q", disk, String(2 * BYTES)]);
+    await bitmap("--add", "-g", "512", disk, "outer");
+    const sha256 = (qmp: Qmp) =>
+      qmp.execute("x-debug-block-dirty-bitmap-sha256", { node: "disk", name: "outer" });
+    const before = await opened(ours, async (qmp, socket) => {
+      const nodes = [
+        { driver: "file", "node-name": "f", filename: disk },
+        { driver: "qcow2", "node-name": "disk", file: "f" },
+        { driver: "qcow2", "node-name": "inner", file: "disk" },
+      ];
+      await qmp.execute("blockdev-add", nodes[2]!);
+      // What it keeps in memory is written when it becomes read-only.
+      await add(qmp, "inside", { node: "inner" });
+      await work(qmp, socket, new Random(randomSeed()), "inner");
+      const options = nodes.map((one) => ({ ...one, "read-only": true }));
+      await qmp.execute("blockdev-reopen", { options });
+      return sha256(qmp);
+    });
+    expect(await opened(ours, sha256, ",read-only=on")).toEqual(before);
   });
 
   test("that is moved between iothreads keeps its bitmaps", async () => {

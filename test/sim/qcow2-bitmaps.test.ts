@@ -1,7 +1,8 @@
 /**
  * Persistent dirty bitmaps on a disk whose power fails: whenever one is stored that is not in use,
- * it covers all that has changed since it was made. Checked by the independent reader. SIM_SEEDS:
- * how many seeds of each variant.
+ * it covers all that has changed since it was made. Meanwhile the image is reopened and handed
+ * over, and bitmaps and internal snapshots come and go. Checked by the independent reader.
+ * SIM_SEEDS: how many seeds of each variant.
  */
 import { afterAll, describe, expect, test } from "bun:test";
 import { readFile } from "node:fs/promises";
@@ -9,11 +10,13 @@ import { DirtyBitmap } from "../../src/bitmaps/dirty-bitmap.ts";
 import { bitmapsOf } from "../../src/bitmaps/node-bitmaps.ts";
 import { qcow2 } from "../../src/block/drivers/qcow2/index.ts";
 import type { BlockNode } from "../../src/block/node.ts";
+import { OutportError } from "../../src/util/error.ts";
 import { openContext } from "../support/block.ts";
 import { run } from "../support/clients.ts";
+import { decryptSector, encryptedImage } from "../support/encrypted-image.ts";
 import { temporaryDirectory } from "../support/images.ts";
 import { memorySource, Qcow2Image } from "../support/qcow2-reader.ts";
-import { randomSeed } from "../support/random.ts";
+import { type Random, randomSeed } from "../support/random.ts";
 import { makeReactor } from "../support/reactor.ts";
 import type { SimDiskNode } from "./disk-node.ts";
 import { type PowerCutOptions, type PowerCutSubject, runPowerCuts } from "./power-cut.ts";
@@ -22,6 +25,7 @@ import { qcow2Subject } from "./qcow2-subject.ts";
 const SEEDS = Number(process.env.SIM_SEEDS ?? 6);
 
 interface Variant {
+  /** Empty: an encrypted image. */
   readonly create: string;
   readonly size: string;
   readonly granularities: readonly number[];
@@ -33,7 +37,10 @@ const variants: readonly Variant[] = [
   // The bits of one take more than a cluster.
   { create: "cluster_size=512,refcount_bits=64", size: "3M", granularities: [512, 2048] },
   { create: "cluster_size=4096,lazy_refcounts=on", size: "1M", granularities: [512, 65536] },
+  { create: "", size: "1M", granularities: [4096] },
 ];
+
+const SNAPSHOTS_MAX = 3;
 
 const reactor = makeReactor("epoll");
 
@@ -49,11 +56,19 @@ interface Seen {
   afterCut: number;
   afterClose: number;
   inUse: number;
+  /** What else was done to the image, and succeeded. */
+  settled: number;
+  handedOver: number;
+  removed: number;
+  snapshots: number;
 }
 
 /** Makes bitmaps of new names where there are none of use, and knows the disk as it was then. */
 class Recorder {
-  readonly seen: Seen = { afterCut: 0, afterClose: 0, inUse: 0 };
+  readonly seen: Seen = {
+    ...{ afterCut: 0, afterClose: 0, inUse: 0 },
+    ...{ settled: 0, handedOver: 0, removed: 0, snapshots: 0 },
+  };
   #granularities: readonly number[];
   #before = new Map<string, Buffer>();
   #count = 0;
@@ -75,6 +90,37 @@ class Recorder {
       const options = { name, bytes: node.bytes, granularity, persistent: true, enabled: true };
       bitmaps.add(new DirtyBitmap(options));
       this.#before.set(name, Buffer.from(content));
+    }
+  }
+
+  /** `content`: of the disk, when all is flushed. */
+  async interrupt(node: BlockNode, random: Random, content: () => Uint8Array): Promise<void> {
+    const { seen } = this;
+    switch (random.below(4)) {
+      case 0:
+        // To read-only, which is taken back.
+        await node.settle!("read-only");
+        await node.unsettle!();
+        seen.settled++;
+        break;
+      case 1:
+        await node.settle!("handover");
+        await node.invalidate!();
+        seen.handedOver++;
+        break;
+      case 2: {
+        const { list } = bitmapsOf(node);
+        // All are gone when the image could not be looked at again.
+        if (list.length === 0) break;
+        const bitmap = random.pick(list);
+        await node.removeStoredBitmap!(bitmap.name);
+        bitmapsOf(node).remove(bitmap);
+        seen.removed++;
+        if ((await node.flush()) === 0) await this.begin(node, content());
+        break;
+      }
+      default:
+        if ((await changeSnapshots(node, random)) === 0) seen.snapshots++;
     }
   }
 
@@ -102,28 +148,72 @@ class Recorder {
   }
 }
 
-async function subjectOf({ create, size, granularities }: Variant): Promise<{
-  subject: PowerCutSubject;
-  renew: () => Recorder;
+/** 0 or -errno. */
+async function changeSnapshots(node: BlockNode, random: Random): Promise<number> {
+  const { image } = node.describe();
+  const listed = (image!.snapshots ?? []) as { id: string; name: string }[];
+  if (listed.length > 0 && (listed.length >= SNAPSHOTS_MAX || random.chance(0.4))) {
+    const { id, name } = random.pick(listed);
+    return node.deleteSnapshot!(id, name);
+  }
+  const result = await node.takeSnapshot!("s", 1e15);
+  return typeof result === "number" ? result : 0;
+}
+
+/** The image as it is made, and what is needed to open and to read it. */
+async function imageOf({ create, size }: Variant): Promise<{
+  image: Uint8Array;
+  key?: Uint8Array;
 }> {
+  if (create === "") return encryptedImage();
   await using folder = await temporaryDirectory();
   const path = folder.file("image.qcow2");
   await run("qemu-img", ["create", "-q", "-f", "qcow2", "-o", create, path, size]);
+  return { image: new Uint8Array(await readFile(path)) };
+}
+
+async function subjectOf(variant: Variant): Promise<{
+  subject: PowerCutSubject;
+  interrupt: (node: BlockNode, random: Random, mayFail: boolean) => Promise<string>;
+  renew: () => Recorder;
+}> {
+  const { granularities } = variant;
+  const { image: first, key } = await imageOf(variant);
   let recorder = new Recorder(granularities);
-  const imageOf = (content: Uint8Array) => new Qcow2Image({ source: memorySource(content) });
+  let disk: SimDiskNode;
+  const decrypt = key && ((host: number, data: Uint8Array) => decryptSector(key, host, data));
+  const readerOf = (content: Uint8Array) => {
+    return new Qcow2Image({ source: memorySource(content), ...(decrypt && { decrypt }) });
+  };
+  const contentNow = (): Uint8Array => {
+    const image = readerOf(disk.disk.content());
+    return image.read(0, image.bytes).slice();
+  };
   const inner = qcow2Subject({
-    image: new Uint8Array(await readFile(path)),
-    open: async (_reactor, disk) => {
-      const image = imageOf((disk as SimDiskNode).disk.content());
-      const content = image.read(0, image.bytes).slice();
-      const children = { file: disk };
-      const node = await qcow2.open(openContext(reactor, { children, discardUnmap: true }));
+    image: first,
+    ...(decrypt && { decrypt }),
+    open: async (_reactor, file) => {
+      disk = file as SimDiskNode;
+      const content = contentNow();
+      const options = { encrypt: { format: "luks", "key-secret": "key" } };
+      const more = key && { options, key: key.slice() };
+      const common = { children: { file }, discardUnmap: true };
+      const node = await qcow2.open(openContext(reactor, { ...common, ...more }));
       await recorder.begin(node, content);
       return node;
     },
   });
+  const interrupt = async (node: BlockNode, random: Random, mayFail: boolean): Promise<string> => {
+    try {
+      await recorder.interrupt(node, random, contentNow);
+    } catch (error) {
+      if (!(error instanceof OutportError)) throw error;
+      return mayFail ? "" : error.message;
+    }
+    return "";
+  };
   const check = (content: Uint8Array, clean: boolean): string => {
-    const image = imageOf(content);
+    const image = readerOf(content);
     const isDirty = image.header.incompatible.dirty;
     const wrong = isDirty && !clean ? "" : inner.check(content, clean);
     return wrong || recorder.check(image, clean);
@@ -132,16 +222,23 @@ async function subjectOf({ create, size, granularities }: Variant): Promise<{
     recorder = new Recorder(granularities);
     return recorder;
   };
-  return { subject: { ...inner, check }, renew };
+  return { subject: { ...inner, check }, interrupt, renew };
 }
 
 describe("stored dirty bitmaps survive power cuts", () => {
   const first = randomSeed();
-  const total: Seen = { afterCut: 0, afterClose: 0, inUse: 0 };
+  const total = new Recorder([]).seen;
 
   async function runSeeds(variant: Variant, options: PowerCutOptions): Promise<void> {
-    const { subject, renew } = await subjectOf(variant);
-    for (let seed = first; seed < first + SEEDS; seed++) {
+    const { subject: inner, interrupt, renew } = await subjectOf(variant);
+    const mayFail = (options.failures ?? 0) > 0;
+    const subject: PowerCutSubject = {
+      ...inner,
+      interrupt: (node, random) => interrupt(node, random, mayFail),
+    };
+    // The reader takes its time to decrypt.
+    const seeds = variant.create === "" ? Math.ceil(SEEDS / 4) : SEEDS;
+    for (let seed = first; seed < first + seeds; seed++) {
       const { seen } = renew();
       await runPowerCuts(reactor, subject, seed, options);
       for (const key of Object.keys(total) as (keyof Seen)[]) total[key] += seen[key];
@@ -149,17 +246,18 @@ describe("stored dirty bitmaps survive power cuts", () => {
   }
 
   for (const variant of variants) {
-    test(variant.create, async () => {
+    test(variant.create || "encrypted", async () => {
       await runSeeds(variant, { cuts: 4, requestsMax: 40 });
     }, 120_000);
   }
 
   test(`also on a disk that fails at times: ${variants[1]!.create}`, async () => {
-    await runSeeds(variants[1]!, { failures: 0.01 });
+    await runSeeds(variants[1]!, { failures: 0.02 });
   }, 120_000);
 
   test("which were in use at times, and had something to miss at others", () => {
-    expect(total.inUse).toBeGreaterThan(0);
-    expect(total.afterCut + total.afterClose).toBeGreaterThan(0);
+    const { afterCut, afterClose, ...others } = total;
+    expect(afterCut + afterClose).toBeGreaterThan(0);
+    expect(Object.entries(others).filter(([, count]) => count === 0)).toEqual([]);
   });
 });

@@ -7,7 +7,7 @@ import { afterAll, describe, expect, test } from "bun:test";
 import { readFile } from "node:fs/promises";
 import { QCOW2_INCOMPAT_DIRTY } from "../../src/abi/qcow2.ts";
 import { qcow2 } from "../../src/block/drivers/qcow2/index.ts";
-import type { BlockNode } from "../../src/block/node.ts";
+import { type BlockNode, OP_WRITE, SLOW } from "../../src/block/node.ts";
 import { openContext } from "../support/block.ts";
 import { run } from "../support/clients.ts";
 import { temporaryDirectory } from "../support/images.ts";
@@ -29,13 +29,22 @@ interface Taken {
   readonly content: readonly ReadonlySet<number>[];
 }
 
-const variants: readonly { create: string; size: string }[] = [
+interface Variant {
+  readonly create: string;
+  readonly size: string;
+  /** Some of what the guest writes is compressed. */
+  readonly compresses?: boolean;
+}
+
+const variants: readonly Variant[] = [
   { create: "cluster_size=4096", size: "512k" },
   { create: "cluster_size=512,refcount_bits=64", size: "200k" },
   { create: "cluster_size=512,refcount_bits=4", size: "200k" },
   { create: "cluster_size=16k,extended_l2=on", size: "1M" },
   { create: "cluster_size=1024,compat=0.10", size: "300k" },
   { create: "cluster_size=4096,lazy_refcounts=on", size: "512k" },
+  { create: "cluster_size=2048", size: "256k", compresses: true },
+  { create: "cluster_size=16k,refcount_bits=4,extended_l2=on", size: "512k", compresses: true },
 ];
 
 const reactor = makeReactor("epoll");
@@ -109,15 +118,28 @@ class Snapshots {
   }
 }
 
-async function imageOf({ create, size }: (typeof variants)[number]): Promise<Uint8Array> {
+async function imageOf({ create, size }: Variant): Promise<Uint8Array> {
   await using folder = await temporaryDirectory();
   const path = folder.file("image.qcow2");
   await run("qemu-img", ["create", "-q", "-f", "qcow2", "-o", create, path, size]);
   return new Uint8Array(await readFile(path));
 }
 
+/** What begins in every other 16 KiB. */
+function compressSome(node: BlockNode): void {
+  const { resolve, write } = node;
+  node.resolve = (op, offset, bytes, out) => {
+    return op === OP_WRITE ? SLOW : resolve.call(node, op, offset, bytes, out);
+  };
+  node.write = (offset, bytes, address, flags) => {
+    const isCompressed = Math.floor(offset / 16_384) % 2 === 0;
+    if (isCompressed) return node.writeCompressed!(offset, bytes, address);
+    return write.call(node, offset, bytes, address, flags);
+  };
+}
+
 async function runSeeds(
-  variant: (typeof variants)[number],
+  variant: Variant,
   first: number,
   options: PowerCutOptions = {},
 ): Promise<void> {
@@ -125,8 +147,12 @@ async function runSeeds(
   for (let seed = first; seed < first + SEEDS; seed++) {
     const subject = qcow2Subject({
       image,
-      open: (_reactor, disk) =>
-        qcow2.open(openContext(reactor, { children: { file: disk }, discardUnmap: true })),
+      open: async (_reactor, disk) => {
+        const context = openContext(reactor, { children: { file: disk }, discardUnmap: true });
+        const node = await qcow2.open(context);
+        if (variant.compresses === true) compressSome(node);
+        return node;
+      },
     });
     const snapshots = new Snapshots(subject, (options.failures ?? 0) > 0);
     await runPowerCuts(reactor, snapshots.subject, seed, options);
@@ -136,7 +162,8 @@ async function runSeeds(
 describe("internal snapshots survive power cuts", () => {
   const first = randomSeed();
   for (const variant of variants) {
-    test(variant.create, async () => {
+    const how = variant.compresses === true ? ", compressed" : "";
+    test(`${variant.create}${how}`, async () => {
       await runSeeds(variant, first);
     }, 180_000);
   }

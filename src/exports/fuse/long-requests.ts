@@ -194,12 +194,12 @@ export class LongRequests {
   /** Those that wait for it grow the disk together. */
   #growTo(bytes: number): Promise<number> {
     if (bytes > LENGTH_MAX) return Promise.resolve(-EFBIG);
-    const { node } = this.#session.backend;
+    const { backend } = this.#session;
     this.#growsTo = Math.max(this.#growsTo, bytes);
     return this.#afterOthers(async () => {
       const together = Math.max(bytes, this.#growsTo);
       this.#growsTo = 0;
-      if (node.bytes >= bytes) return 0;
+      if (backend.node.bytes >= bytes) return 0;
       const result = await this.#resize(together, true);
       return result < 0 && together > bytes ? this.#resize(bytes, true) : result;
     });
@@ -207,9 +207,9 @@ export class LongRequests {
 
   #resizeTo(bytes: number): Promise<number> {
     if (bytes > LENGTH_MAX) return Promise.resolve(-EFBIG);
-    const { node } = this.#session.backend;
+    const { backend } = this.#session;
     return this.#afterOthers(() => {
-      return node.bytes === bytes ? Promise.resolve(0) : this.#resize(bytes, false);
+      return backend.node.bytes === bytes ? Promise.resolve(0) : this.#resize(bytes, false);
     });
   }
 

@@ -20,7 +20,7 @@ import { BlockBackend } from "../../block/backend.ts";
 import { type BlockNode, OP_FLUSH } from "../../block/node.ts";
 import type { Reactor } from "../../io/reactor.ts";
 import type { ExportOpen, IothreadEvent, ShutdownReply } from "../../iothread/messages.ts";
-import { strerror } from "../../runtime/errno.ts";
+import { ESTALE, strerror } from "../../runtime/errno.ts";
 import { assert, OutportError } from "../../util/error.ts";
 import type { Log } from "../../util/log.ts";
 import type { ExportService } from "../registry.ts";
@@ -157,7 +157,13 @@ export class FuseService implements ExportService {
       growable,
       allowOther,
       state,
-      resize: (bytes, atLeast) => resizeNode(backend.node.nodeName, bytes, atLeast),
+      resize: async (bytes, atLeast) => {
+        for (;;) {
+          const { node } = backend;
+          const result = await resizeNode(node.nodeName, bytes, atLeast);
+          if (result !== -ESTALE || node === backend.node) return result;
+        }
+      },
       extras: Passthrough.extras,
       passthrough,
       onAgreed: () => {},

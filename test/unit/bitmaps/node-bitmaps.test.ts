@@ -10,6 +10,7 @@ import {
   OP_WRITE,
   OP_WRITE_ZEROES,
 } from "../../../src/block/node.ts";
+import { truncateNode } from "../../../src/block/truncate.ts";
 import { openContext, Payload } from "../../support/block.ts";
 import { FakeNode } from "../../support/fake-node.ts";
 import { makeReactor, runOn } from "../../support/reactor.ts";
@@ -97,6 +98,14 @@ describe("a node's bitmaps", () => {
     Object.assign(disk, { bytes: 4096 });
     fitBitmaps(disk);
     expect(bitmap.info.count).toBe(4096);
+  });
+
+  test("follow at once when a node grows outside of a drained section", async () => {
+    Object.assign(file, { truncate: async (bytes: number) => file.resize(bytes) });
+    const bitmap = add(file, "b");
+    await truncateNode(file, BYTES + 1024);
+    await runOn(reactor, () => file.writeZeroes(BYTES + 512, 512, 0));
+    expect(dirty(bitmap)).toEqual([BYTES / 512 + 1]);
   });
 
   test("come along to another thread, in place of what the image told", () => {

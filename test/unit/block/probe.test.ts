@@ -35,7 +35,7 @@ describe("probeFormat()", () => {
     v1[7] = 1;
     expect(() => probe(v1)).toThrow("Images of format 'qcow' are not supported");
     expect(() => probe(bytesOf("LUKS\xba\xbe\0\x01"))).toThrow(
-      "Images of format 'luks' are not supported",
+      "The image is encrypted: use --object and --blockdev",
     );
   });
 });

@@ -124,5 +124,10 @@ describe("serveResizeRequests()", () => {
     ask("z", 4096, true);
     expect(await answered()).toEqual({ request: 5, result: -5 });
     expect(main.sections.size).toBe(0);
+    // Those who may have gone on to another node.
+    const before = truncated.length;
+    ask("r2", 4096, true);
+    expect(await answered()).toEqual({ request: 5, result: -116 });
+    expect(truncated.length).toBe(before);
   });
 });

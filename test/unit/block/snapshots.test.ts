@@ -5,6 +5,7 @@ import { PERM_ALL, PERM_CONSISTENT_READ, PERM_WRITE } from "../../../src/block/n
 import { type SnapshotAction, Snapshots } from "../../../src/block/snapshots.ts";
 import { abortStep, runSteps } from "../../../src/block/transactions.ts";
 import type { NodesReopen } from "../../../src/iothread/messages.ts";
+import { OutportError } from "../../../src/util/error.ts";
 import { FakeIothreads, messageOf } from "../../support/iothread.ts";
 
 let iothreads: FakeIothreads;
@@ -91,6 +92,20 @@ describe("blockdev-snapshot", () => {
     expect(node("top").iothread.id).toBe("io0");
   });
 
+  test("moves no overlay whose image others use", async () => {
+    await graph.setIothread("base", "io0", false);
+    const reading = { used: PERM_CONSISTENT_READ, shared: PERM_ALL };
+    const movable = { beforeMove: async () => {} };
+    await graph.exclusive(() => graph.attachRoot(node("top-file"), reading, movable));
+    expect(await messageOf(overlay("base", "top"))).toBe(
+      "Cannot change iothread of active block backend",
+    );
+    expect([node("top").iothread.id, childrenOf("top")]).toEqual([
+      node("top-file").iothread.id,
+      { file: "top-file" },
+    ]);
+  });
+
   test("refuses in QSD's words", async () => {
     const refusal = (base: string, name: string) => messageOf(overlay(base, name));
     await addImage("used");
@@ -172,7 +187,13 @@ describe("a transaction of overlays", () => {
     await addImage("next");
     const step = (base: string, name: string) =>
       snapshots.step({ type: "blockdev-snapshot", data: { node: base, overlay: name } });
-    const steps = [step("base", "top"), step("top", "next"), abortStep];
+    await add({
+      driver: "raw",
+      "node-name": "above",
+      file: { driver: "file", "node-name": "inside", filename: "/inside" },
+    });
+    await addImage("last");
+    const steps = [step("base", "top"), step("top", "next"), step("inside", "last"), abortStep];
     const answer = await messageOf(runSteps(graph, () => graph.nodes, steps));
     expect(answer).toBe("Transaction aborted using Abort action");
     expect([follower.child.nodeName, childrenOf("top"), childrenOf("next")]).toEqual([
@@ -181,13 +202,51 @@ describe("a transaction of overlays", () => {
       { file: "next-file" },
     ]);
     expect(node("base").info.writable).toBe(true);
+    expect(node("inside").inheritsFrom).toBe(node("above"));
     expect(users.map((one) => `${one?.from} ${one?.to}`)).toEqual([
       "base top",
       "top next",
+      "inside last",
+      "last inside",
       "next top",
       "top base",
     ]);
     expect(replaced).toEqual([]);
+  });
+});
+
+describe("change-backing-file", () => {
+  const change = () =>
+    messageOf(
+      snapshots.changeBackingFile({
+        device: "top",
+        "image-node-name": "top",
+        "backing-file": "x",
+      }),
+    );
+
+  test("leaves a read-only image read-only, also when it fails", async () => {
+    await overlay("base", "top");
+    await addImage("next");
+    await overlay("top", "next");
+    for (const iothread of iothreads.members.values()) {
+      iothread.before = (call) => {
+        if (call === "node-backing-file") throw new OutportError("io", "the thread fails");
+      };
+    }
+    const failed = snapshots.changeBackingFile({
+      device: "next",
+      "image-node-name": "top",
+      "backing-file": "x",
+    });
+    expect(await messageOf(failed)).toBe("the thread fails");
+    expect(node("top").info.writable).toBe(false);
+  });
+
+  test("refuses on an inactive node", async () => {
+    await overlay("base", "top");
+    await graph.blockdevSetActive("top", false);
+    expect(await change()).toBe("Could not change backing file to 'x': Operation not permitted");
   });
 });
 

@@ -1,6 +1,13 @@
 import { afterAll, beforeEach, describe, expect, test } from "bun:test";
 import { DirectAccess, type DirectFile } from "../../../src/block/direct-access.ts";
-import { MAPPED, OP_READ, OP_WRITE, type Resolution, ZERO } from "../../../src/block/node.ts";
+import {
+  type BlockNode,
+  MAPPED,
+  OP_READ,
+  OP_WRITE,
+  type Resolution,
+  ZERO,
+} from "../../../src/block/node.ts";
 import {
   addWriteObserver,
   removeWriteObserver,
@@ -15,6 +22,12 @@ const out: Resolution = { fd: -1, offset: 0, bytes: 0 };
 let node: FakeNode;
 let seen: [offset: number, bytes: number][];
 const observer: WriteObserver = (offset, bytes) => seen.push([offset, bytes]);
+
+class CompressingNode extends FakeNode {
+  async writeCompressed(): Promise<number> {
+    return 0;
+  }
+}
 
 afterAll(() => {
   reactor.engine.close();
@@ -68,6 +81,19 @@ describe("an observer of writes", () => {
     addWriteObserver(node, observer);
     node.resolve(OP_WRITE, 0, 512, out);
     expect(seen).toEqual([[0, 512]]);
+  });
+
+  test("hears of what is kept compressed, by nodes that can", async () => {
+    addWriteObserver(node, observer);
+    expect((node as BlockNode).writeCompressed).toBe(undefined);
+    removeWriteObserver(node, observer);
+    const compressing: BlockNode = new CompressingNode(reactor, 4096);
+    const before = compressing.writeCompressed;
+    addWriteObserver(compressing, observer);
+    await runOn(reactor, () => compressing.writeCompressed!(512, 1024, reactor.memory.address));
+    expect(seen).toEqual([[512, 1024]]);
+    removeWriteObserver(compressing, observer);
+    expect(compressing.writeCompressed).toBe(before);
   });
 
   test("is not the only one, and the others stay when it goes", async () => {

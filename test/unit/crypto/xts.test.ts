@@ -1,5 +1,6 @@
 import { describe, expect, test } from "bun:test";
 import { XtsCipher } from "../../../src/crypto/xts.ts";
+import { decryptSector } from "../../support/encrypted-image.ts";
 import { pattern } from "../../support/images.ts";
 
 const fromHex = (text: string) => new Uint8Array(Buffer.from(text, "hex"));
@@ -62,6 +63,16 @@ describe("XtsCipher", () => {
     expect(Buffer.compare(other, together.subarray(0, 512))).not.toBe(0);
     cipher.decrypt(together, together, first);
     expect(Buffer.compare(together, plain)).toBe(0);
+  });
+
+  test("counts sectors past 2 TiB", () => {
+    const key = pattern(64, 7);
+    const plain = new Uint8Array(pattern(512, 8));
+    for (const sector of [2 ** 32 - 1, 2 ** 32, 5 * 2 ** 32 + 3, 2 ** 44 + 1]) {
+      const encrypted = new Uint8Array(512);
+      new XtsCipher(key).encrypt(plain, encrypted, sector);
+      expect(decryptSector(key, sector * 512, encrypted)).toEqual(plain);
+    }
   });
 
   test("leaves the source as it is, at whatever address", () => {

@@ -16,22 +16,26 @@ export async function changeBackingName(
   name: string,
   format: string,
 ): Promise<number> {
-  const { layout, file, header } = image;
+  const { layout } = image;
   const text = new TextEncoder().encode(name);
   if (text.length > abi.BACKING_FILE_NAME_BYTES_MAX) return -EINVAL;
   // The data file alone makes up the disk.
   if (text.length > 0 && layout.hasDataFile && layout.isDataFileRaw) return -EINVAL;
+  // A commit may set marks in the header.
+  return image.writer.exclusive(() => change(image, text, text.length === 0 ? null : format));
+}
+
+async function change(image: Image, text: Uint8Array, format: string | null): Promise<number> {
+  const { layout, file, header } = image;
   const cluster = await file.readBytes(0, layout.clusterBytes);
   if (typeof cluster === "number") return cluster;
-  const { bytes, end } = withFormat(image, cluster, text.length === 0 ? null : format);
+  const { bytes, end } = withFormat(image, cluster, format);
   const nameAt = text.length === 0 ? 0 : placeOf(image, end, text.length);
   if (end > layout.clusterBytes || nameAt + text.length > layout.clusterBytes) return -ENOSPC;
   setU64(viewOf(bytes), abi.HEADER_BACKING_FILE_OFFSET, nameAt);
   viewOf(bytes).setUint32(abi.HEADER_BACKING_FILE_SIZE, text.length);
   bytes.set(text, nameAt);
-  const result = await image.writer.exclusive(() => {
-    return write(image, cluster, bytes, end, { at: nameAt, text });
-  });
+  const result = await write(image, cluster, bytes, end, { at: nameAt, text });
   if (result < 0) return result;
   header.backingFileOffset = nameAt;
   header.backingFileBytes = text.length;
@@ -52,7 +56,7 @@ function withFormat(
   const index = extensions.findIndex((one) => one.type === type);
   // Without a name, nobody asks for its format.
   if (format !== null && index >= 0) extensions[index] = { type, data };
-  else if (format !== null) extensions.unshift({ type, data });
+  else if (format !== null) extensions.push({ type, data });
   const table = tableOf(extensions);
   const end = header.headerLength + table.length;
   const bytes = new Uint8Array(Math.max(cluster.length, end));

@@ -64,7 +64,8 @@ async function setAutoclear(image: Image, isSet: boolean): Promise<number> {
   const next = (isSet ? lo | bit : lo & ~bit) >>> 0;
   if (next === lo) return 0;
   const result = await image.writeField(abi.HEADER_AUTOCLEAR_FEATURES, hi, next);
-  if (result === 0) image.header.autoclear = { hi, lo: next };
+  // Where it may be set, it counts as set.
+  if (result === 0 || isSet) image.header.autoclear = { hi, lo: next };
   return result;
 }
 

@@ -4,6 +4,7 @@
  */
 import { Memory } from "../../../io/memory.ts";
 import type { Reactor } from "../../../io/reactor.ts";
+import { ENOMEM } from "../../../runtime/errno.ts";
 import { roundUp } from "../../child-io.ts";
 
 /** As many as there are threads for it. */
@@ -29,10 +30,11 @@ export class DeflatePlaces {
     this.#clusterBytes = clusterBytes;
   }
 
-  /** A place, for as long as `use` runs. */
+  /** A place, for as long as `use` runs; its result, or -ENOMEM. */
   async withPlace(use: (place: DeflatePlace) => Promise<number>): Promise<number> {
     this.#memory ??= this.#map();
     const memory = this.#memory;
+    if (memory === null) return -ENOMEM;
     const place =
       this.#free.pop() ??
       (await new Promise<DeflatePlace>((resolve) => this.#waiting.push(resolve)));
@@ -57,9 +59,10 @@ export class DeflatePlaces {
     this.#free = [];
   }
 
-  #map(): Memory {
+  #map(): Memory | null {
     const stride = roundUp(2 * this.#clusterBytes, PAGE_BYTES);
-    const memory = new Memory(this.#reactor.linux, PLACES * stride);
+    const memory = Memory.map(this.#reactor.linux, PLACES * stride);
+    if (memory === null) return null;
     for (let i = PLACES - 1; i >= 0; i--) {
       const input = i * stride;
       this.#free.push({ memory, input, output: input + this.#clusterBytes });

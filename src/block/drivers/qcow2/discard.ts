@@ -119,30 +119,28 @@ async function zeroRawData(
   return length < 0 ? length : data.writeZeroes(offset, bytes, flags);
 }
 
-/**
- * A hint: whole clusters, and the last one of the disk. `mayKeep`: where the user wants so, they
- * keep their places. 0 or -errno.
- */
-export async function discardGuest(
-  image: Image,
-  offset: number,
-  bytes: number,
-  mayKeep = true,
-): Promise<number> {
+/** A hint: whole clusters, and the last one of the disk. 0 or -errno. */
+export async function discardGuest(image: Image, offset: number, bytes: number): Promise<number> {
   const { version, clusterBytes } = image.layout;
   // What shows through from below must not come back.
   if (version < 3 && image.backing !== null) return -ENOTSUP;
   const end = offset + bytes;
   const first = roundUp(offset, clusterBytes);
   const last = isDiskEnd(image, end) ? end : end - (end % clusterBytes);
-  return last > first ? discardWhole(image, first, last - first, mayKeep) : 0;
+  return last > first ? discardWhole(image, first, last - first) : 0;
 }
 
+/** What is about to be no part of the disk, from the start of a cluster on. 0 or -errno. */
+export function cropGuest(image: Image, offset: number): Promise<number> {
+  return discardWhole(image, offset, image.header.bytes - offset, true);
+}
+
+/** `isCropped`: nobody is going to read it, so nothing keeps its place or needs to be marked. */
 async function discardWhole(
   image: Image,
   offset: number,
   bytes: number,
-  mayKeep = true,
+  isCropped = false,
 ): Promise<number> {
   const { tables, layout, settings, dataFile } = image;
   const end = offset + bytes;
@@ -150,9 +148,9 @@ async function discardWhole(
     const tableEnd = (Math.floor(at / layout.tableSpan) + 1) * layout.tableSpan;
     const part = Math.min(end, tableEnd) - at;
     const hasTable = tables.tableOffset(Math.floor(at / layout.tableSpan)) !== 0;
-    if (hasTable || image.backing !== null) {
+    if (hasTable || (image.backing !== null && !isCropped)) {
       const result = await changeGuest(image, at, part, (one) => {
-        return discardInSlice(image, one, mayKeep);
+        return discardInSlice(image, one, !isCropped);
       });
       if (result < 0) return result;
     }

@@ -169,7 +169,8 @@ export class Image {
 
   /** It may be changed now. */
   get isWritable(): boolean {
-    return !this.context.readOnly && !this.isBroken;
+    const { readOnly, active } = this.context;
+    return !readOnly && active !== false && !this.isBroken;
   }
 
   #mapMetadata(): void {
@@ -321,7 +322,7 @@ export class Image {
 
   /** All that is changed, on the disk; the image is marked clean. Nothing is in flight. */
   async settle(): Promise<number> {
-    if (this.isBroken || this.context.readOnly || this.context.active === false) return 0;
+    if (!this.isWritable) return 0;
     const result = await this.writer.commitAll();
     if (result < 0) return result;
     await this.allocator.trimFile();

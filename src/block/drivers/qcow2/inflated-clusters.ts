@@ -10,7 +10,7 @@
 import { Memory } from "../../../io/memory.ts";
 import type { Reactor } from "../../../io/reactor.ts";
 import type { Timer } from "../../../io/timers.ts";
-import { EIO } from "../../../runtime/errno.ts";
+import { EIO, ENOMEM } from "../../../runtime/errno.ts";
 import { assert } from "../../../util/error.ts";
 import { roundUp } from "../../child-io.ts";
 import type { CompressedPlace } from "./compressed.ts";
@@ -48,6 +48,8 @@ export interface InflatedParts {
 export class InflatedClusters {
   #parts: InflatedParts;
   #memory: Memory | null = null;
+  /** Also those that are forgotten, but in use. */
+  #all: Slot[] = [];
   /** By offset in the file; who was used last stands last. */
   #slots = new Map<number, Slot>();
   /** Those that stand for nothing. */
@@ -71,6 +73,7 @@ export class InflatedClusters {
     assert(from + bytes <= clusterBytes, "a read ends with its cluster");
     if (!Number.isSafeInteger(place.offset) || place.offset >= file.node.bytes) return -EIO;
     for (;;) {
+      if (!this.#map()) return -ENOMEM;
       const slot = this.#find(place) ?? this.#start(place);
       if (slot === null) {
         await new Promise<void>((resolve) => this.#waiting.push(resolve));
@@ -92,7 +95,7 @@ export class InflatedClusters {
     const { file } = this.#parts;
     if (!Number.isSafeInteger(place.offset) || place.offset >= file.node.bytes) return true;
     // Who needs one now comes first.
-    if (this.#waiting.length > 0) return false;
+    if (this.#waiting.length > 0 || !this.#map()) return false;
     return (this.#find(place) ?? this.#start(place)) !== null;
   }
 
@@ -106,7 +109,7 @@ export class InflatedClusters {
 
   /** Nobody reads; what was begun beforehand ends first. */
   async close(): Promise<void> {
-    for (const { loading } of [...this.#slots.values()]) await loading;
+    for (const { loading } of this.#all) await loading;
     this.#unmap();
   }
 
@@ -114,6 +117,7 @@ export class InflatedClusters {
     if (this.#idle !== null) this.#parts.reactor.timers.clear(this.#idle);
     this.#idle = null;
     this.#slots.clear();
+    this.#all = [];
     this.#free = [];
     // SAFETY: no thread works there, nobody copies from there.
     this.#memory?.unmap();
@@ -154,7 +158,6 @@ export class InflatedClusters {
   }
 
   #take(): Slot | null {
-    if (this.#memory === null) this.#map();
     this.#wasUsed = true;
     const free = this.#free.pop();
     if (free !== undefined) return free;
@@ -188,38 +191,50 @@ export class InflatedClusters {
   async #load({ input, output }: Slot, { offset, bytes }: CompressedPlace): Promise<number> {
     const { reactor, file, codec } = this.#parts;
     const memory = this.#memory!;
-    const at = await reactor.allocate(Math.min(bytes, PART_BYTES));
+    // Whole blocks: with a buffer in hand nobody must wait for another one.
+    const { requestAlignment } = file.node.limits;
+    const start = offset - (offset % requestAlignment);
+    const end = roundUp(offset + bytes, requestAlignment);
+    const at = await reactor.allocate(Math.min(end - start, PART_BYTES));
     let result = 0;
-    for (let done = 0; done < bytes && result === 0; done += PART_BYTES) {
-      const part = Math.min(PART_BYTES, bytes - done);
-      result = await file.read(offset + done, part, reactor.memory.address + at);
-      if (result === 0) memory.u8.set(reactor.memory.u8.subarray(at, at + part), input + done);
+    for (let from = start; from < end && result === 0; from += PART_BYTES) {
+      const part = Math.min(PART_BYTES, end - from);
+      result = await file.read(from, part, reactor.memory.address + at);
+      const first = Math.max(from, offset);
+      const last = Math.min(from + part, offset + bytes);
+      const read = reactor.memory.u8.subarray(at + first - from, at + last - from);
+      memory.u8.set(read, input + first - offset);
     }
     reactor.buffers.free(at);
     return result < 0 ? result : codec.inflate(memory, input, bytes, output);
   }
 
-  #map(): void {
+  /** False: the host has no room. */
+  #map(): boolean {
+    if (this.#memory !== null) return true;
     const { reactor, clusterBytes } = this.#parts;
     const wanted = Math.floor(CACHE_BYTES / clusterBytes);
     const count = Math.min(Math.max(wanted, SLOTS_MIN), SLOTS_MAX);
     // An entry may speak of twice a cluster.
     const stride = roundUp(3 * clusterBytes, PAGE_BYTES);
-    this.#memory = new Memory(reactor.linux, count * stride);
+    this.#memory = Memory.map(reactor.linux, count * stride);
+    if (this.#memory === null) return false;
     for (let i = count - 1; i >= 0; i--) {
       const input = i * stride;
       const place = { offset: 0, bytes: 0 };
       const output = input + 2 * clusterBytes;
-      this.#free.push({ input, output, place, loading: null, userCount: 0 });
+      this.#all.push({ input, output, place, loading: null, userCount: 0 });
     }
+    this.#free = [...this.#all];
     this.#watch();
+    return true;
   }
 
   #watch(): void {
     const { reactor } = this.#parts;
     this.#wasUsed = false;
     this.#idle = reactor.timers.set(reactor.nowNs() + IDLE_NS, () => {
-      const isBusy = [...this.#slots.values()].some((slot) => slot.userCount > 0);
+      const isBusy = this.#all.some(({ userCount }) => userCount > 0);
       this.#idle = null;
       if (this.#wasUsed || isBusy || this.#waiting.length > 0) this.#watch();
       else this.#unmap();

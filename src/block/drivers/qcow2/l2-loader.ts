@@ -3,6 +3,7 @@
  * that do not exist, copies those that a snapshot uses, too. Thread: iothread; everything async may
  * suspend.
  */
+import { QCOW_OFLAG_COMPRESSED_HI } from "../../../abi/qcow2.ts";
 import { EINVAL, EIO, ENOMEDIUM } from "../../../runtime/errno.ts";
 import { LENGTH_MAX } from "../../description.ts";
 import { hex } from "./hex.ts";
@@ -149,6 +150,12 @@ export class L2Loader {
     const table = `L2 offset: ${hex(tables.tableOffset(l1Index))}`;
     const l2Index = Math.floor((offset % layout.tableSpan) / layout.clusterBytes);
     const place = `(${table}, L2 index: ${hex(l2Index)})`;
+    if ((hi & QCOW_OFLAG_COMPRESSED_HI) !== 0) {
+      const what = layout.hasDataFile
+        ? "Compressed cluster entry found in image with external data file"
+        : "Invalid cluster entry found";
+      return this.#image.corrupt(`${what} ${place}`);
+    }
     // A multiple of 512: exact, however large.
     const at = hex(hostOf(hi, lo));
     if (layout.version < 3 && (lo & 1) !== 0) {

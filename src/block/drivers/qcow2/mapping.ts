@@ -116,7 +116,9 @@ export class ClusterMap {
 
   /** Of a standard entry. `guest`: offset of its cluster. */
   #kindOf(hi: number, lo: number, guest: number): MappingKind {
-    if ((hi & QCOW_OFLAG_COMPRESSED_HI) !== 0) return COMPRESSED;
+    if ((hi & QCOW_OFLAG_COMPRESSED_HI) !== 0) {
+      return this.#layout.hasDataFile ? INVALID : COMPRESSED;
+    }
     const isZero = (lo & QCOW_OFLAG_ZERO_LO) !== 0;
     // There are no zero clusters in version 2.
     if (isZero && this.#layout.version < 3) return INVALID;
@@ -182,7 +184,8 @@ export class ClusterMap {
     const hi = words[word]!;
     const lo = words[word + 1]!;
     if ((hi & QCOW_OFLAG_COMPRESSED_HI) !== 0) {
-      return words[word + 2] === 0 && words[word + 3] === 0 ? COMPRESSED : INVALID;
+      const isPlain = words[word + 2] === 0 && words[word + 3] === 0;
+      return isPlain && !this.#layout.hasDataFile ? COMPRESSED : INVALID;
     }
     const bit = 1 << subcluster;
     const isZero = (words[word + 2]! & bit) !== 0;

@@ -14,7 +14,7 @@ export function adoptBitmaps(node: BlockNode, image: Image): void {
 
 /** Nothing is in flight. Throws OutportError. */
 export async function storeBitmaps(node: BlockNode, image: Image): Promise<void> {
-  if (!image.isWritable || image.context.active === false) return;
+  if (!image.isWritable) return;
   fitBitmaps(node);
   const ours = bitmapsOf(node).list.filter(
     ({ persistent, inconsistent, readOnly }) => persistent && !inconsistent && !readOnly,
@@ -43,7 +43,7 @@ export async function handBitmapsOver(node: BlockNode, image: Image): Promise<()
  */
 export async function takeBitmapsBack(image: Image): Promise<void> {
   const { context, bitmaps } = image;
-  if (context.readOnly || context.active === false) return;
+  if (!image.isWritable) return;
   try {
     await bitmaps.setInUse(true);
   } catch (error) {

@@ -253,7 +253,10 @@ export class Qcow2Node implements BlockNode {
       throw new OutportError("io", `Could not write the metadata: ${strerror(result)}`);
     }
     endBitmaps();
-    this.#isHandedOver ||= handsOver;
+    if (!handsOver) return;
+    this.#isHandedOver = true;
+    // Closing must not write to it either.
+    this.#image.context = { ...this.#image.context, active: false };
   }
 
   unsettle(): Promise<void> {
@@ -302,8 +305,8 @@ export class Qcow2Node implements BlockNode {
     checkNewBitmap(this, this.#image, name, granularity);
   }
 
-  removeStoredBitmap(name: string): Promise<void> {
-    return this.#image.bitmaps.remove(name);
+  async removeStoredBitmap(name: string): Promise<void> {
+    if (!this.#image.isBroken) await this.#image.bitmaps.remove(name);
   }
 
   describe(): NodeDescription {

@@ -89,6 +89,9 @@ export class Refcounts {
     if (offset % clusterBytes !== 0 || offset >= this.#file.node.bytes) return -EINVAL;
     const bytes = await this.#file.readBytes(offset, clusterBytes);
     if (typeof bytes === "number") return bytes;
+    // Who still had it from before may have changed it meanwhile: then the file's is an old one.
+    const changed = this.#blocks.get(blockIndex);
+    if (changed !== undefined) return changed;
     const block = new RefcountBlock(blockIndex, offset, bytes);
     this.#add(block);
     return block;

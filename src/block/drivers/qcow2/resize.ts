@@ -7,10 +7,10 @@ import * as abi from "../../../abi/qcow2.ts";
 import { strerror } from "../../../runtime/errno.ts";
 import { type ErrorKind, OutportError } from "../../../util/error.ts";
 import { roundUp } from "../../child-io.ts";
-import { SECTOR_BYTES } from "../../description.ts";
+import { nodeBytes, SECTOR_BYTES } from "../../description.ts";
 import { REQ_MAY_UNMAP } from "../../node.ts";
 import type { Allocation } from "./allocator.ts";
-import { discardGuest, readsAsZeroes, zeroGuest } from "./discard.ts";
+import { cropGuest, readsAsZeroes, zeroGuest } from "./discard.ts";
 import { setU64, viewOf } from "./header.ts";
 import type { Image } from "./image.ts";
 import { swapWords } from "./l2-tables.ts";
@@ -38,7 +38,7 @@ async function shrink(image: Image, bytes: number): Promise<void> {
   // Up to the next cluster it stays, and is nobody's.
   const first = roundUp(bytes, layout.clusterBytes);
   if (first < before) {
-    const discarded = await discardGuest(image, first, before - first, false);
+    const discarded = await cropGuest(image, first);
     if (discarded < 0) throw failure("Failed to discard cropped clusters", discarded);
   }
   while (writer.isCommitting) await writer.settled();
@@ -66,12 +66,11 @@ async function grow(image: Image, bytes: number): Promise<void> {
   }
   // What was beyond the end reads as zeroes, whatever lies there or in a longer backing file.
   header.bytes = bytes;
-  const result = await zeroTail(image, before, bytes);
-  if (result < 0) {
-    header.bytes = before;
-    throw failure("Failed to zero out new clusters", result);
-  }
+  let result = await zeroTail(image, nodeBytes(before), bytes);
+  // QSD differs: after a power cut, it may show what lies there.
+  if (result === 0) result = await image.writer.commit();
   header.bytes = before;
+  if (result < 0) throw failure("Failed to zero out new clusters", result);
   await writeSize(image, bytes);
 }
 

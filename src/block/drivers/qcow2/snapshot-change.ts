@@ -7,13 +7,14 @@
  */
 import * as abi from "../../../abi/qcow2.ts";
 import { QCOW_MAX_SNAPSHOTS, QCOW_MAX_SNAPSHOTS_SIZE } from "../../../abi/qcow2-snapshots.ts";
-import { EFBIG } from "../../../runtime/errno.ts";
+import { EFBIG, EINVAL } from "../../../runtime/errno.ts";
 import { setU64, viewOf } from "./header.ts";
 import type { Image } from "./image.ts";
 import { swapWords } from "./l2-tables.ts";
 import { hostOf } from "./mapping.ts";
 import { flagged, SnapshotCounts } from "./snapshot-counts.ts";
 import {
+  areL1TablesFew,
   cutName,
   makeSnapshot,
   nextSnapshotId,
@@ -57,12 +58,14 @@ export async function takeSnapshot(
     diskBytes: header.bytes,
     timeUs,
   });
+  const list = [...snapshots, snapshot];
+  if (!areL1TablesFew(list, header)) return -EFBIG;
   const counts = new SnapshotCounts(image);
   const settled = await image.writer.commitAll();
   if (settled < 0) return settled;
   const counted = await counts.addTree(tables.l1, 1);
   if (counted < 0) return counted;
-  const change = new SnapshotChange(image, counts, [...snapshots, snapshot]);
+  const change = new SnapshotChange(image, counts, list);
   const result = await change.run();
   return result < 0 ? result : { id };
 }
@@ -71,6 +74,7 @@ export async function takeSnapshot(
 export async function deleteSnapshot(image: Image, snapshot: Snapshot): Promise<number> {
   const { file, header, layout, snapshots } = image;
   const { l1TableOffset, l1Size } = snapshot;
+  if (l1TableOffset % layout.clusterBytes !== 0) return -EINVAL;
   const counts = new SnapshotCounts(image);
   const settled = await image.writer.commitAll();
   if (settled < 0) return settled;

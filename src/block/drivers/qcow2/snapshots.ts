@@ -28,6 +28,8 @@ export interface Snapshot {
 /** Longest entry: both texts are at most 64 KiB long. */
 const ENTRY_BYTES_MAX =
   abi.SNAPSHOT_HEADER_BYTES + abi.QCOW_MAX_SNAPSHOT_EXTRA_DATA + 2 * 65536 + 8;
+/** Of all L1 tables of snapshots, in clusters, as each of these is kept in mind. */
+const L1_CLUSTERS_MAX = 2 ** 20;
 /** Read as text, so that they fit into QEMU's own fields. */
 const TEXT_BYTES_MAX = 255;
 const NO_ICOUNT = 0xffff_ffff;
@@ -62,7 +64,21 @@ export async function readSnapshots(file: ImageFile, header: Qcow2Header): Promi
     snapshots.push(snapshot);
     at = padded(end);
   }
+  if (!areL1TablesFew(snapshots, header)) {
+    // QSD differs: it looks at the L1 tables when it has to.
+    throw new OutportError("limit", "Snapshot table is too big");
+  }
   return snapshots;
+}
+
+/** Few enough for an image that is to be opened. */
+export function areL1TablesFew(
+  snapshots: readonly Snapshot[],
+  { clusterBits }: Pick<Qcow2Header, "clusterBits">,
+): boolean {
+  const clustersOf = ({ l1Size }: Snapshot): number =>
+    Math.ceil((l1Size * ENTRY_BYTES) / 2 ** clusterBits);
+  return snapshots.reduce((sum, one) => sum + clustersOf(one), 0) <= L1_CLUSTERS_MAX;
 }
 
 function parse(bytes: Uint8Array, index: number): Snapshot {

@@ -242,13 +242,28 @@ export class StoredBitmaps {
     const result = await (after === null
       ? removeExtension(this.#image)
       : writeExtension(this.#image, after));
-    if (result < 0) throw ioError(UPDATE_FAILED, result);
+    if (result < 0) {
+      if (after !== null) await this.#distrust(next, after);
+      throw ioError(UPDATE_FAILED, result);
+    }
     this.#list = next;
     if (before !== null) {
       metadata.remove(before.offset, before.bytes);
       allocator.free(before.offset, Math.ceil(before.bytes / layout.clusterBytes), "other");
     }
     if (after !== null) metadata.add("bitmap-directory", after.offset, after.bytes);
+  }
+
+  /** Writes that come may miss it: a directory that the header may lead to must say so, too. */
+  async #distrust(list: readonly StoredBitmap[], { offset }: BitmapsExtension): Promise<void> {
+    const image = this.#image;
+    const bytes = encodeDirectory(list.map((one) => ({ ...one, isInUse: true })));
+    let result = await image.file.writeBytes(offset, bytes);
+    if (result === 0) result = await image.file.flush();
+    if (result === 0) return;
+    image.isBroken = true;
+    const { log, nodeName } = image.context;
+    log(`Node '${nodeName}' can't be written to any more: ${strerror(-result)}`);
   }
 
   get #diskBytes(): number {

@@ -89,6 +89,19 @@ describe("changeBackingFile()", () => {
     });
   }
 
+  test("takes back no mark that is set meanwhile", async () => {
+    await open("lazy_refcounts=on");
+    const payload = new Payload(reactor, 512);
+    const write = () => image.backend.request(OP_WRITE, 0, 512, payload.address, 0);
+    expect(await runOn(reactor, write)).toBe(0);
+    const both = () => [image.node.changeBackingFile!("a", "raw"), image.node.flush()];
+    expect(await runOn(reactor, () => Promise.all(both()))).toEqual([0, 0]);
+    expect(named()).toEqual(["a", "raw"]);
+    const header = viewOf(new Uint8Array(readFileSync(path)));
+    const marks = header.getUint32(abi.HEADER_INCOMPATIBLE_FEATURES + 4);
+    expect(marks & abi.QCOW2_INCOMPAT_DIRTY).toBe(abi.QCOW2_INCOMPAT_DIRTY);
+  });
+
   test("leaves all as it was where the name has no room", async () => {
     await open("cluster_size=512,compat=0.10");
     expect(await change("x".repeat(480), "raw")).toBe(-ENOSPC);

@@ -1,11 +1,12 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { readFileSync } from "node:fs";
+import { readFileSync, writeFileSync } from "node:fs";
 import type { Qcow2Node } from "../../../../../src/block/drivers/qcow2/node.ts";
 import { OP_DISCARD, OP_FLUSH, OP_READ, OP_WRITE } from "../../../../../src/block/node.ts";
 import type { Reactor } from "../../../../../src/io/reactor.ts";
-import { ENOTSUP } from "../../../../../src/runtime/errno.ts";
+import { EIO, ENOTSUP } from "../../../../../src/runtime/errno.ts";
 import { Payload } from "../../../../support/block.ts";
 import { run } from "../../../../support/clients.ts";
+import { encryptedImage } from "../../../../support/encrypted-image.ts";
 import {
   KiB,
   pattern,
@@ -183,6 +184,34 @@ describe("a compressed write", () => {
   test("is refused where data lies in a file of its own", async () => {
     await open(`data_file=${folder.file("data.raw")}`);
     expect(await compress(0, new Uint8Array(CLUSTER))).toBe(-ENOTSUP);
+  });
+
+  test("is refused where it would lie in clear among what is encrypted", async () => {
+    const encrypted = await encryptedImage();
+    writeFileSync(path, encrypted.image);
+    const options = { encrypt: { format: "luks", "key-secret": "key" } };
+    image = await openQcow2(reactor, { path, key: encrypted.key, options });
+    node = image.node as Qcow2Node;
+    expect(await compress(0, new Uint8Array(64 * KiB).fill(1))).toBe(-ENOTSUP);
+    expect(await read(0, 512)).toEqual(new Uint8Array(512));
+  });
+
+  test("is what no image with a data file may have", async () => {
+    const dataFile = folder.file("data.raw");
+    await open(`data_file=${dataFile}`);
+    await ask(OP_WRITE, 0, CLUSTER);
+    await image.close();
+    const file = readFileSync(path);
+    const l2 = Number(file.readBigUInt64BE(Number(file.readBigUInt64BE(40))) & (2n ** 56n - 512n));
+    file.writeBigUInt64BE((1n << 62n) | 0x5000n, l2);
+    writeFileSync(path, file);
+    image = await openQcow2(reactor, { path, dataFile, readOnly: true });
+    expect(await ask(OP_READ, 0, 512)).toBe(-EIO);
+    const at = `(L2 offset: 0x${l2.toString(16)}, L2 index: 0)`;
+    const what = "Compressed cluster entry found in image with external data file";
+    expect(image.events).toMatchObject([{ message: `${what} ${at}`, fatal: false }]);
+    await image.close();
+    image = await openQcow2(reactor, { path, dataFile, readOnly: true });
   });
 
   test("does not go on in a host cluster that was given up", async () => {

@@ -142,6 +142,19 @@ describe("an encrypted qcow2 image", () => {
     ).toBe(false);
   });
 
+  test("grows by whole sectors, wherever its header says that it ends", async () => {
+    const image = await open((view) => view.setUint32(abi.HEADER_SIZE + 4, 70_000));
+    const { bytes } = image.node;
+    expect(bytes).toBe(137 * 512);
+    payload.u8.fill(9);
+    expect(await request(image, OP_WRITE, 0, bytes)).toBe(0);
+    await runOn(reactor, async () => image.node.truncate!(DISK_BYTES));
+    expect(await request(image, OP_READ, 0, 65536 * 2)).toBe(0);
+    const expected = new Uint8Array(65536 * 2).fill(9, 0, bytes);
+    assertSameBytes(payload.u8.subarray(0, expected.length), expected);
+    await image.close();
+  });
+
   test("takes its key along, and forgets it when it is closed", async () => {
     const image = await open();
     payload.u8.set(pattern(512));

@@ -7,7 +7,8 @@ import { ImageFile } from "../../../../../src/block/drivers/qcow2/image-file.ts"
 import { InflatedClusters } from "../../../../../src/block/drivers/qcow2/inflated-clusters.ts";
 import { OP_READ } from "../../../../../src/block/node.ts";
 import type { Reactor } from "../../../../../src/io/reactor.ts";
-import { EIO } from "../../../../../src/runtime/errno.ts";
+import { NONE } from "../../../../../src/io/requests.ts";
+import { EIO, ENOMEM } from "../../../../../src/runtime/errno.ts";
 import { Payload } from "../../../../support/block.ts";
 import { FakeNode } from "../../../../support/fake-node.ts";
 import { makeReactor, runOn } from "../../../../support/reactor.ts";
@@ -130,6 +131,53 @@ describe("InflatedClusters", () => {
     expect(await runOn(reactor, () => readAt(2))).toBe(0);
     expect(payload.u8[0]).toBe(2);
     expect(readsOf(2)).toBe(2);
+  });
+
+  test("keeps its memory while one is loaded that is forgotten already", async () => {
+    const later = (): void => reactor.timers.run(reactor.nowNs() + 6e9);
+    expect(await runOn(reactor, () => readAt(1))).toBe(0);
+    file.hold();
+    const slow = readAt(6);
+    inflated.forget(6 * STRIDE);
+    for (let i = 0; i < 3; i++) later();
+    file.go();
+    expect(await runOn(reactor, () => slow)).toBe(0);
+    expect(payload.u8[0]).toBe(6);
+    // Nor does it close before.
+    file.hold();
+    inflated.prefetch(placeOf(8));
+    await runOn(reactor, () => reactor.sleep(1000));
+    inflated.forget(8 * STRIDE);
+    let isClosed = false;
+    const closed = inflated.close().then(() => {
+      isClosed = true;
+    });
+    await runOn(reactor, () => reactor.sleep(1000));
+    expect([isClosed, file.waitingCount]).toEqual([false, 1]);
+    file.go();
+    await runOn(reactor, () => closed);
+  });
+
+  test("needs no second buffer where the file has blocks", async () => {
+    const blocks = new FakeNode(reactor, file.bytes, { requestAlignment: 4096 });
+    blocks.data = file.data.slice();
+    blocks.data.copyWithin(20 * STRIDE + 700, 21 * STRIDE, 22 * STRIDE);
+    const image = new ImageFile(reactor, blocks);
+    const codec = new ClusterCodec(reactor, CLUSTER, QCOW2_COMPRESSION_TYPE_ZLIB);
+    const others = new InflatedClusters({ reactor, file: image, clusterBytes: CLUSTER, codec });
+    let last = NONE;
+    for (let at = 0; at !== NONE; at = reactor.buffers.allocate(16 * 1024)) if (at > 0) last = at;
+    reactor.buffers.free(last);
+    const place = { offset: 20 * STRIDE + 700, bytes: 900 };
+    expect(await runOn(reactor, () => others.read(place, 0, 512, payload.address))).toBe(0);
+    expect(payload.u8[0]).toBe(21);
+    await runOn(reactor, () => others.close());
+  });
+
+  test("fails where the host has no memory for it", async () => {
+    Object.assign(reactor.linux, { mmap: () => -ENOMEM });
+    expect(await runOn(reactor, () => readAt(1))).toBe(-ENOMEM);
+    expect(inflated.prefetch(placeOf(2))).toBe(false);
   });
 
   test("prefetches as far as there is room, and ends that before it closes", async () => {

@@ -83,8 +83,10 @@ describe("ClusterMap", () => {
   });
 
   test("takes only the guest's own offset in a data file", () => {
-    const map = mapOf(layout(abi.QCOW2_INCOMPAT_DATA_FILE), [COPIED, 0, COPIED, 0x50000]);
+    const words = [COPIED, 0, COPIED, 0x50000, COMPRESSED, 0x50123];
+    const map = mapOf(layout(abi.QCOW2_INCOMPAT_DATA_FILE), words);
     expect(look(map, 0, 1)).toMatchObject({ kind: mapping.NORMAL, host: 0 });
+    expect(look(map, 2 * CLUSTER, 1).kind).toBe(mapping.INVALID);
     expect(look(map, CLUSTER, 1).kind).toBe(mapping.INVALID);
   });
 

@@ -83,7 +83,9 @@ describe("Refcounts without room", () => {
     const block = (await counts.load(0)) as RefcountBlock;
     await counts.load(1);
     expect(counts.find(0)).toBe(null);
+    const again = counts.load(0);
     counts.set(block, 5, 1);
+    expect(await again).toBe(block);
     expect(counts.find(0)).toBe(block);
   });
 });

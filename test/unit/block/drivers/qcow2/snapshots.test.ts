@@ -1,7 +1,12 @@
 import { afterEach, beforeEach, describe, expect, test } from "bun:test";
-import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import {
+  ENTRY_BYTES,
+  HEADER_SNAPSHOTS_OFFSET,
+  QCOW_MAX_L1_SIZE,
+} from "../../../../../src/abi/qcow2.ts";
 import * as abi from "../../../../../src/abi/qcow2-snapshots.ts";
 import { viewOf } from "../../../../../src/block/drivers/qcow2/header.ts";
 import {
@@ -224,6 +229,42 @@ describe("internal snapshots", () => {
     expect(await drop("1", "full")).toBe(-ENOENT);
     expect(await drop("1", "empty")).toBe(0);
     expectSound();
+  });
+
+  test("that lie where no table can are not deleted", async () => {
+    await open("cluster_size=4k");
+    await write(0, 64 * 1024, 1);
+    await take("one");
+    await write(0, 64 * 1024, 2);
+    await take("two");
+    await image.close();
+    const bytes = readFileSync(path);
+    const at = viewOf(bytes).getUint32(HEADER_SNAPSHOTS_OFFSET + 4);
+    const l1At = at + abi.SNAPSHOT_L1_TABLE_OFFSET + 4;
+    bytes.writeUInt32BE(bytes.readUInt32BE(l1At) + 512, l1At);
+    writeFileSync(path, bytes);
+    image = await openQcow2(reactor, { path });
+    expect(await drop("1", "one")).toBe(-EINVAL);
+    expect(seen("two", 0, 4096)).toEqual(pattern(4096, 2));
+  });
+
+  test("that claim more than there can be are not opened", async () => {
+    await open("cluster_size=512");
+    for (let i = 0; i < 20; i++) await take(`s${i}`);
+    await image.close();
+    const opened = openImage(path);
+    const bytes = readFileSync(path);
+    let at = opened.header.snapshots.offset;
+    for (const { id, name } of opened.snapshots) {
+      bytes.writeUInt32BE(QCOW_MAX_L1_SIZE / ENTRY_BYTES, at + abi.SNAPSHOT_L1_SIZE);
+      const textBytes = id.length + name.length;
+      at += Math.ceil((abi.SNAPSHOT_HEADER_BYTES + abi.SNAPSHOT_EXTRA_BYTES + textBytes) / 8) * 8;
+    }
+    const claiming = join(folder, "claiming.qcow2");
+    writeFileSync(claiming, bytes);
+    image = await openQcow2(reactor, { path });
+    const failed = openQcow2(reactor, { path: claiming }).catch((error: Error) => error.message);
+    expect(await failed).toBe("Snapshot table is too big");
   });
 
   test("and a shorter disk: what discards kept in place goes with it", async () => {

@@ -7,8 +7,15 @@ import { DirtyBitmap } from "../../../../../src/bitmaps/dirty-bitmap.ts";
 import { bitmapsOf, dirtyInfosOf } from "../../../../../src/bitmaps/node-bitmaps.ts";
 import { file } from "../../../../../src/block/drivers/file/index.ts";
 import { qcow2 } from "../../../../../src/block/drivers/qcow2/index.ts";
-import { type BlockNode, OP_WRITE, PERM_ALL } from "../../../../../src/block/node.ts";
+import {
+  type BlockNode,
+  OP_FLUSH,
+  OP_WRITE,
+  PERM_ALL,
+  SLOW,
+} from "../../../../../src/block/node.ts";
 import type { Reactor } from "../../../../../src/io/reactor.ts";
+import { EIO } from "../../../../../src/runtime/errno.ts";
 import { openContext, Payload } from "../../../../support/block.ts";
 import { messageOf } from "../../../../support/iothread.ts";
 import { emptyImage } from "../../../../support/qcow2-header.ts";
@@ -285,6 +292,76 @@ describe("stored bitmaps", () => {
       expect(isInUse()).toEqual([true]);
       expect(bitmapsOf(node).get("b").bits.dirtyBytes).toBe(GRANULARITY);
       await runOn(reactor, () => node.close());
+    });
+
+    test("stay another process's when a node that was handed over is closed", async () => {
+      const node = await open(false);
+      await runOn(reactor, () => node.settle!("handover"));
+      const grown = Buffer.concat([readFileSync(path), new Uint8Array(CLUSTER).fill(1)]);
+      writeFileSync(path, grown);
+      fileNode.refreshLength!();
+      await runOn(reactor, () => node.close());
+      expect(Buffer.compare(readFileSync(path), grown)).toBe(0);
+    });
+
+    test("stay where they are when the image can't name another backing file", async () => {
+      const unknown = abi.HEADER_LENGTH_KNOWN;
+      const bytes = smallImage();
+      new DataView(bytes.buffer).setUint32(unknown, 0x12345678);
+      // They come right behind the first sector.
+      new DataView(bytes.buffer).setUint32(unknown + 4, 384);
+      writeFileSync(path, bytes);
+      fileNode.refreshLength!();
+      const node = await open(false);
+      const options = { name: "b", bytes: node.bytes, granularity: GRANULARITY };
+      bitmapsOf(node).add(new DirtyBitmap({ ...options, persistent: true, enabled: true }));
+      await runOn(reactor, async () => {
+        await node.settle!("read-only");
+        await node.unsettle!();
+      });
+      const { resolve, write: writeFile } = fileNode;
+      fileNode.resolve = (op, offset, length, out) => {
+        return op === OP_WRITE && offset === 0
+          ? SLOW
+          : resolve.call(fileNode, op, offset, length, out);
+      };
+      fileNode.write = async () => -EIO;
+      const changed = runOn(reactor, () => node.changeBackingFile!("base", "raw"));
+      expect(await changed).toBe(-EIO);
+      Object.assign(fileNode, { resolve, write: writeFile });
+      expect(isInUse()).toEqual([true]);
+      await runOn(reactor, () => node.close());
+      expect(isInUse()).toEqual([false]);
+    });
+
+    test("are in use when the disk can't say that they are stored", async () => {
+      writeFileSync(path, smallImage());
+      fileNode.refreshLength!();
+      const node = await open(false);
+      const options = { name: "b", bytes: node.bytes, granularity: GRANULARITY };
+      bitmapsOf(node).add(new DirtyBitmap({ ...options, persistent: true, enabled: true }));
+      const { resolve, flush } = fileNode;
+      const flushes: number[] = [];
+      fileNode.resolve = (op, offset, bytes, out) => {
+        if (op === OP_FLUSH) return SLOW;
+        // That the bitmaps count: the first time it can't be told whether that is on the disk.
+        const tells = op === OP_WRITE && offset === abi.HEADER_AUTOCLEAR_FEATURES;
+        if (tells && flushes.length === 0) flushes.push(-EIO);
+        return resolve.call(fileNode, op, offset, bytes, out);
+      };
+      fileNode.flush = async () => {
+        if (flushes.at(-1) !== -EIO) return flush.call(fileNode);
+        flushes.push(0);
+        return -EIO;
+      };
+      const settled = runOn(reactor, () => node.settle!("read-only"));
+      expect(await messageOf(settled)).toBe(
+        "Failed to update bitmap extension: Input/output error",
+      );
+      expect(isInUse()).toEqual([true]);
+      await runOn(reactor, () => node.write(0, 512, payload.address, 0));
+      await runOn(reactor, () => node.close());
+      expect(isInUse()).toEqual([false]);
     });
   });
 

@@ -102,4 +102,21 @@ describe("write zeroes of a part of a cluster", () => {
     );
     expect([asked, out.bytes, out.depth]).toEqual([0, CLUSTER, 2]);
   });
+
+  test("makes an image shorter that cannot mark zeroes, and shows nothing of below", async () => {
+    await image.close();
+    const path = join(folder, "old.qcow2");
+    const old = emptyImage();
+    new DataView(old.buffer).setUint32(4, 2);
+    writeFileSync(path, old);
+    const backing = { path: join(folder, "base.raw"), format: "raw" } as const;
+    image = await openQcow2(reactor, { path, backing });
+    expect(await ask(OP_WRITE, CLUSTER, CLUSTER)).toBe(0);
+    await runOn(reactor, () => image.node.truncate!(CLUSTER));
+    await runOn(reactor, () => image.node.truncate!(5 * CLUSTER));
+    for (const cluster of [1, 3]) {
+      expect(await ask(OP_READ, cluster * CLUSTER, CLUSTER)).toBe(0);
+      expect(payload.u8.subarray(0, CLUSTER).every((byte) => byte === 0)).toBe(true);
+    }
+  });
 });
