@@ -22,6 +22,7 @@ import { strerror } from "../runtime/errno.ts";
 import type { Linux } from "../runtime/linux.ts";
 import { OutportError } from "../util/error.ts";
 import type { Log } from "../util/log.ts";
+import { OptionError } from "./option-error.ts";
 
 /** Of the node, of the export, and what clients ask for. */
 const NAME = "disk";
@@ -52,7 +53,9 @@ export async function serveImage(
 ): Promise<void> {
   const { dispatcher, drivers, print } = parts;
   const run = (command: string, args: Record<string, unknown>): Promise<unknown> =>
-    dispatcher.execute(command, args, { commandLine: true });
+    dispatcher.execute(command, args, { commandLine: true }).catch((error: unknown) => {
+      throw withAdvice(error, path);
+    });
   const look = lookAt(parts.linux, path);
   const isGuess = format === undefined && look !== null;
   const guess = isGuess ? guessFormat(parts, path, look.start) : undefined;
@@ -100,7 +103,7 @@ function lookAt(linux: Linux, path: string): Look | null {
     const count = address < 0 ? address : linux.pread(fd, address, PROBE_BYTES, 0);
     if (count < 0) throw couldNotOpen(path, count);
     // SAFETY: the bytes are copied before they are unmapped.
-    const start = new Uint8Array(linux.ffi.view(address, count)).slice();
+    const start = new Uint8Array(linux.ffi.view(address, PROBE_BYTES)).slice(0, count);
     return { isDevice: type === S_IFBLK, start };
   } finally {
     if (address > 0) linux.munmap(address, PROBE_BYTES);
@@ -129,6 +132,15 @@ function guessFormat({ drivers, log }: QuickStartParts, path: string, start: Uin
     );
   }
   return { driver: driver.name, isReadOnly: false };
+}
+
+/** As QSD's tools advise. */
+function withAdvice(error: unknown, path: string): unknown {
+  if (!(error instanceof OutportError) || !/^Failed to get .* lock$/.test(error.message)) {
+    return error;
+  }
+  const hint = `Is another process using the image [${path}]?`;
+  return new OptionError(error.kind, error.message, { option: path, hint });
 }
 
 function couldNotOpen(path: string, errno: number): OutportError {
