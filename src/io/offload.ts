@@ -32,7 +32,7 @@ const ENDED_U32 = 16;
 const STOPPING_U32 = 32;
 /** u32: threads that touch nothing of this any more; threads add. */
 const LEFT_U32 = 48;
-/** u32 × JOBS_MAX: job indexes in the order of submission. */
+/** u32 × JOBS_MAX: job indexes + 1 in the order of submission; 0: none, or read by its thread. */
 const SUBMISSIONS_U32 = HEAD_SIZE / 4;
 /** u32 × JOBS_MAX: job indexes + 1 in the order of completion; 0: not there yet. */
 const COMPLETIONS_U32 = SUBMISSIONS_U32 + JOBS_MAX;
@@ -154,8 +154,7 @@ export class OffloadPool {
       const token = u32[job / 4 + JOB_TOKEN_U32]!;
       const result = f64[job / 8 + JOB_RESULT_F64]!;
       this.#free.push(index);
-      const next = this.#waiting.shift();
-      if (next !== undefined) this.#place(next);
+      while (this.#waiting.length > 0 && this.#hasPlace) this.#place(this.#waiting.shift()!);
       count++;
       handler(token, result);
     }
@@ -199,8 +198,17 @@ export class OffloadPool {
     assert(waiting.args.length <= ARGS_MAX, "a system call has at most six arguments");
     const wanted = Math.min(this.inFlight + 1, this.#threadsMax);
     if (this.#threads.length < wanted) this.#startThread();
-    if (this.#free.length === 0) this.#waiting.push(waiting);
+    if (this.#waiting.length > 0 || !this.#hasPlace) this.#waiting.push(waiting);
     else this.#place(waiting);
+  }
+
+  /**
+   * Without one, jobs are under way: one of them ends later, and makes place. A thread that has
+   * taken a job may be slow to read which, while the others get once around.
+   */
+  get #hasPlace(): boolean {
+    const slot = SUBMISSIONS_U32 + (this.#submitted & (JOBS_MAX - 1));
+    return this.#free.length > 0 && Atomics.load(this.#memory.u32, slot) === 0;
   }
 
   #startThread(): void {
@@ -224,7 +232,7 @@ export class OffloadPool {
     u32[job / 4 + JOB_TOKEN_U32] = token;
     u32[job / 4 + JOB_STATE_U32] = cancelled ? CANCELLED : QUEUED;
     // The thread that this wakes sees all of the above.
-    Atomics.store(u32, SUBMISSIONS_U32 + (this.#submitted & (JOBS_MAX - 1)), index);
+    Atomics.store(u32, SUBMISSIONS_U32 + (this.#submitted & (JOBS_MAX - 1)), index + 1);
     this.#submitted = (this.#submitted + 1) >>> 0;
     this.#linux.signalEventfd(this.#start.jobsFd);
   }
@@ -247,7 +255,7 @@ export async function runOffload(driver: ThreadDriver, { data }: ThreadStart): P
     // Jobs not taken by now are nobody's.
     if (Atomics.load(u32, STOPPING_U32) === 1) break;
     const order = Atomics.add(u32, TAKEN_U32, 1) & (JOBS_MAX - 1);
-    const index = Atomics.load(u32, SUBMISSIONS_U32 + order);
+    const index = Atomics.exchange(u32, SUBMISSIONS_U32 + order, 0) - 1;
     const job = JOBS + index * JOB_SIZE;
     f64[job / 8 + JOB_RESULT_F64] = runJob(linux, codecs, u32, f64, job);
     const ended = Atomics.add(u32, ENDED_U32, 1) & (JOBS_MAX - 1);

@@ -3,7 +3,8 @@ import { afterEach, beforeEach, describe, expect, test } from "bun:test";
 import { readFileSync } from "node:fs";
 import { POLLIN } from "../../../src/abi/linux.ts";
 import { Memory } from "../../../src/io/memory.ts";
-import { OFFLOAD_THREADS_MAX, OffloadPool } from "../../../src/io/offload.ts";
+import { OFFLOAD_THREADS_MAX, OffloadPool, runOffload } from "../../../src/io/offload.ts";
+import type { Thread } from "../../../src/runtime/driver.ts";
 import { ECANCELED } from "../../../src/runtime/errno.ts";
 import { Linux } from "../../../src/runtime/linux.ts";
 import { driver } from "../../support/driver.ts";
@@ -13,6 +14,8 @@ const PATIENCE_MS = 45_000;
 /** Words of the shared memory. */
 const TAKEN_U32 = 0;
 const ENDED_U32 = 16;
+/** Jobs that threads can see. */
+const JOBS_MAX = 256;
 
 /** What tells an eventfd from all others of the host; undefined when `fd` is none. */
 function eventfdId(fd: number): string | undefined {
@@ -97,6 +100,49 @@ describe("OffloadPool", () => {
       [1999, -ECANCELED],
     ]);
     expect(pool.cancel(200)).toBe(false);
+    pool.stop();
+  });
+
+  test("a thread that is slow to read which job it has taken gets that job", async () => {
+    // This thread is one of them; the others go around as far as they can while it is slow.
+    const count = 3 * JOBS_MAX;
+    const here: Thread = {
+      send: () => {},
+      onMessage: () => {},
+      onError: () => {},
+      onExit: () => {},
+      unref: () => {},
+    };
+    const startThread: typeof driver.startThread = (kind, data) => {
+      shared = data as typeof shared;
+      return ++threads === 1 ? here : driver.startThread(kind, data);
+    };
+    pool = new OffloadPool({ linux, driver: { startThread }, leavePatienceMs: 0 });
+    pool.submit(linux.sys.getppid, [], 0);
+    let waits = 0;
+    const syscall: typeof driver.ffi.syscall = (number, ...args) => {
+      if (number === linux.sys.prctl) return 0;
+      const isWait = number === linux.sys.read && args[0] === shared.jobsFd;
+      if (isWait && ++waits > 1) throw new Error("one job is enough");
+      return driver.ffi.syscall(number, ...args);
+    };
+    const { add } = Atomics;
+    const onTaken = () => {
+      Atomics.add = add;
+      for (let token = 1; token < count; token++) pool.submit(linux.sys.getppid, [], token);
+      finish(JOBS_MAX - 1);
+    };
+    Atomics.add = ((...args: Parameters<typeof add>) => {
+      const before = add(...args);
+      if (args[1] === TAKEN_U32) onTaken();
+      return before;
+    }) as typeof add;
+    const start = { data: shared, receive: () => undefined, send: () => {} };
+    const thread = runOffload({ ...driver, ffi: { ...driver.ffi, syscall } }, start);
+    await expect(thread).rejects.toThrow("one job is enough");
+    finish(count);
+    expect([...results.values()].every((result) => result > 0)).toBe(true);
+    expect(pool.inFlight).toBe(0);
     pool.stop();
   });
 
