@@ -5,7 +5,7 @@
  */
 import * as abi from "../../../abi/qcow2.ts";
 import { strerror } from "../../../runtime/errno.ts";
-import { type ErrorKind, OutportError } from "../../../util/error.ts";
+import { OutportError } from "../../../util/error.ts";
 import { roundUp } from "../../child-io.ts";
 import { nodeBytes, SECTOR_BYTES } from "../../description.ts";
 import { REQ_MAY_UNMAP } from "../../node.ts";
@@ -25,7 +25,7 @@ export async function resizeImage(image: Image, bytes: number): Promise<void> {
     throw new OutportError("invalid", "The new size must be a multiple of 512");
   }
   if (image.snapshots.length > 0 && header.version < 3) {
-    throw refusal("Can't resize a v2 image which has snapshots");
+    throw new OutportError("unsupported", "Can't resize a v2 image which has snapshots");
   }
   if (bytes === header.bytes) return;
   if (bytes < header.bytes) await shrink(image, bytes);
@@ -139,8 +139,4 @@ async function writeSize(image: Image, bytes: number): Promise<void> {
 
 function failure(what: string, result: number): OutportError {
   return new OutportError("io", `${what}: ${strerror(result)}`);
-}
-
-function refusal(message: string, kind: ErrorKind = "unsupported"): OutportError {
-  return new OutportError(kind, message);
 }
