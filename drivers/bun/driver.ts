@@ -6,8 +6,11 @@ import { makeRuntimeDriver, makeThreadDriver, type RuntimeParts } from "../node/
 import { makeFfi } from "./ffi.ts";
 
 const DRAINED = Promise.resolve();
-/** What async work leaves behind until then is some MiB; collecting it takes less than 1 ms. */
+/** What async work leaves behind until then is some MiB. */
 const DRAINS_PER_COLLECTION = 2048;
+/** Collecting takes less; longer with thousands of nodes, and then it is done less often. */
+const COLLECTION_NS_SHORT = 20_000_000;
+const COLLECTION_TIME_SHARE = 1 / 5;
 
 /**
  * A turn of the event loop runs microtasks, too, but with system calls. Garbage is ours to collect
@@ -15,10 +18,15 @@ const DRAINS_PER_COLLECTION = 2048;
  */
 function microtaskRunner(): () => Promise<void> {
   let drains = 0;
+  let nextNs = 0;
   return () => {
     drainMicrotasks();
     if (++drains % DRAINS_PER_COLLECTION !== 0) return DRAINED;
+    const beginNs = Bun.nanoseconds();
+    if (beginNs < nextNs) return DRAINED;
     fullGC();
+    const tookNs = Bun.nanoseconds() - beginNs;
+    if (tookNs > COLLECTION_NS_SHORT) nextNs = beginNs + tookNs / COLLECTION_TIME_SHARE;
     // What else the runtime has put off.
     return new Promise((resolve) => void setImmediate(resolve));
   };
