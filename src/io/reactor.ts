@@ -174,13 +174,14 @@ export class Reactor {
 
   /** The loop; resolves after stop(). */
   async run(): Promise<void> {
-    while (!this.#stopped) {
-      this.turn(Infinity);
+    for (;;) {
       while (this.#asyncRunnable) {
         this.#asyncRunnable = false;
         await this.#runMicrotasks();
         this.#publish();
       }
+      if (this.#stopped) return;
+      this.turn(Infinity);
     }
   }
 

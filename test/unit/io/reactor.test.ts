@@ -71,6 +71,17 @@ for (const engine of ENGINES) {
       expect(log).toEqual(["slept", "done", "deferred"]);
     });
 
+    test("run() does not sleep before what was started ahead of it", async () => {
+      reactor.spawn(async () => {
+        await Promise.resolve();
+        reactor.stop();
+      });
+      const awake = reactor.timers.set(reactor.nowNs() + 2e9, () => reactor.stop());
+      await reactor.run();
+      expect(awake.index).toBeGreaterThanOrEqual(0);
+      reactor.timers.clear(awake);
+    });
+
     test("run() ends with the error of a task that fails", async () => {
       reactor.spawn(async () => {
         await reactor.sleep(1000);
