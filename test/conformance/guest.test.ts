@@ -213,6 +213,10 @@ class Restartable implements AsyncDisposable {
     return this.#running.daemon;
   }
 
+  get qmp() {
+    return this.#running.qmp;
+  }
+
   async restart(signal: "SIGKILL" | "SIGTERM"): Promise<void> {
     this.daemon.expectedExit = signal === "SIGKILL" ? signal : 0;
     this.daemon.signal(signal);
@@ -246,7 +250,11 @@ describe("a Linux guest", () => {
       const fixed = await makeDisk(directory, "fixed", { readOnly: true });
       const content = await patternImage(fixed.image, 4 * MiB);
       await using outport = await startDaemon(directory.path, [...disk.args, ...fixed.args]);
-      await using machine = await Machine.boot(directory.path, TOOLS, [disk, fixed]);
+      await using machine = await Machine.boot(directory.path, {
+        tools: TOOLS,
+        disks: [disk, fixed],
+        backEnd: () => outport.qmp,
+      });
       await readOnly(machine, content);
       await makeFileSystem(machine);
       await trim(machine, disk.image);
@@ -272,7 +280,11 @@ describe("a Linux guest", () => {
     const blocks = await makeDisk(directory, "blocks", limit);
     const args = [...files.args, ...blocks.args];
     await using outport = new Restartable(directory, await startDaemon(directory.path, args), args);
-    await using machine = await Machine.boot(directory.path, ["mke2fs", "fio"], [files, blocks]);
+    await using machine = await Machine.boot(directory.path, {
+      tools: ["mke2fs", "fio"],
+      disks: [files, blocks],
+      backEnd: () => outport.qmp,
+    });
     await machine.run(`/tools/mke2fs -q -t ext4 -E lazy_itable_init=1 /dev/vda && ${MOUNT}`);
     machine.begin(writeWithReceipts());
     const random = new Random(randomSeed());

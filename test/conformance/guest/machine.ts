@@ -11,6 +11,7 @@ import { sleep } from "../../support/process.ts";
 import { Qmp } from "../../support/qmp.ts";
 import { GUEST_READY, type Tool, writeInitramfs } from "./initramfs.ts";
 import { guestKernel } from "./kernel.ts";
+import { machineState } from "./machine-state.ts";
 
 const MEMORY_MIB = 384;
 const BOOTED_WITHIN_MS = 180_000;
@@ -27,6 +28,14 @@ export interface GuestDisk {
   readonly properties?: string;
 }
 
+export interface MachineOptions {
+  readonly tools: readonly Tool[];
+  /** vda, vdb, ... */
+  readonly disks: readonly GuestDisk[];
+  /** The monitor of the process that exports them, for what a failing test tells. */
+  readonly backEnd: () => Qmp;
+}
+
 /** A shell command under way. */
 interface Command {
   readonly text: string;
@@ -36,10 +45,11 @@ interface Command {
   readonly end: RegExp;
 }
 
-/** What a machine boots from. */
+/** What a machine boots from, and tells of it. */
 interface BootFiles {
   readonly kernel: string;
   readonly initramfs: string;
+  readonly biosLog: string;
 }
 
 /** Makes an initramfs with these tools in `directory`. Small ones boot faster. */
@@ -47,7 +57,7 @@ async function prepareBoot(directory: string, tools: readonly Tool[]): Promise<B
   const kernel = await guestKernel();
   const initramfs = join(directory, "initramfs.cpio");
   await writeInitramfs(initramfs, kernel.modules, tools);
-  return { kernel: kernel.image, initramfs };
+  return { kernel: kernel.image, initramfs, biosLog: join(directory, "bios.log") };
 }
 
 /** The chardev option that makes QEMU connect again after its peer went away. */
@@ -62,12 +72,16 @@ function machineArguments(boot: BootFiles, monitor: string): string[] {
   const clock = "tsc=unstable no_timer_check";
   // Memory that is plugged in serves the page cache at once, and can be taken away again.
   const memoryPlug = "memhp_default_state=online_movable";
-  const kernelLine = `console=ttyS0 quiet panic=-1 mitigations=off ${clock} ${memoryPlug}`;
+  // All that it says until it has booted, from its unpacking on, shows where one got stuck.
+  const output = "console=ttyS0 earlyprintk=ttyS0 loglevel=7";
+  const kernelLine = `${output} panic=-1 mitigations=off ${clock} ${memoryPlug}`;
   const memory = `memory-backend-memfd,id=ram,size=${MEMORY_MIB}M,share=on`;
   return [
     ...["-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", `${MEMORY_MIB},slots=2,maxmem=1G`],
     ...["-machine", "q35,memory-backend=ram,hpet=off", "-object", memory],
     ...["-nodefaults", "-display", "none", "-nic", "none", "-serial", "stdio"],
+    ...["-chardev", `file,id=bios,path=${boot.biosLog}`],
+    ...["-device", "isa-debugcon,iobase=0x402,chardev=bios"],
     ...["-kernel", boot.kernel, "-initrd", boot.initramfs, "-append", kernelLine],
     ...["-qmp", `unix:${monitor},server=on,wait=off`],
   ];
@@ -83,6 +97,8 @@ function deviceOf(disk: GuestDisk, index: number): string {
 export class Machine implements AsyncDisposable {
   readonly #child: ChildProcess;
   readonly #disks: readonly GuestDisk[];
+  readonly #biosLog: string;
+  readonly #backEnd: () => Qmp;
   #qmp: Qmp | undefined;
   #serial = "";
   #error = "";
@@ -91,9 +107,11 @@ export class Machine implements AsyncDisposable {
   #commandCount = 0;
   #command: Command | undefined;
 
-  private constructor(child: ChildProcess, disks: readonly GuestDisk[]) {
+  private constructor(child: ChildProcess, biosLog: string, options: MachineOptions) {
     this.#child = child;
-    this.#disks = disks;
+    this.#biosLog = biosLog;
+    this.#disks = options.disks;
+    this.#backEnd = options.backEnd;
     child.stdout?.setEncoding("latin1").on("data", (text: string) => {
       this.#serial += text.replaceAll("\r", "");
     });
@@ -105,23 +123,20 @@ export class Machine implements AsyncDisposable {
     });
   }
 
-  /** Boots a machine with these disks: vda, vdb, ... Its files are put into `directory`. */
-  static async boot(
-    directory: string,
-    tools: readonly Tool[],
-    disks: readonly GuestDisk[],
-  ): Promise<Machine> {
+  /** Boots a machine. Its files are put into `directory`. */
+  static async boot(directory: string, options: MachineOptions): Promise<Machine> {
     const monitor = join(directory, "machine.sock");
-    const args = machineArguments(await prepareBoot(directory, tools), monitor);
+    const boot = await prepareBoot(directory, options.tools);
+    const args = machineArguments(boot, monitor);
     const reconnect = await reconnectOption();
-    disks.forEach((disk, index) => {
+    options.disks.forEach((disk, index) => {
       args.push("-chardev", `socket,id=socket${index},path=${disk.socket},${reconnect}`);
       args.push("-device", `pcie-root-port,id=port${index},slot=${index + 1},chassis=${index + 1}`);
       args.push("-device", deviceOf(disk, index));
     });
     const program = requireClient("qemu-system-x86_64");
     const child = spawn(program, args, { stdio: ["pipe", "pipe", "pipe"] });
-    const machine = new Machine(child, disks);
+    const machine = new Machine(child, boot.biosLog, options);
     try {
       machine.#qmp = await machine.#connect(monitor);
       await machine.booted();
@@ -243,12 +258,21 @@ export class Machine implements AsyncDisposable {
     while (!done()) {
       const why = this.#ended ? "QEMU ended" : `nothing after ${timeoutMs} ms`;
       if (this.#ended || Date.now() > deadline) {
-        throw new Error(
-          `waiting for ${what}: ${why}; the serial line:\n${tail(this.#serial)}${this.#qemuSaid()}`,
-        );
+        const said = `the serial line:\n${tail(this.#serial)}${this.#qemuSaid()}`;
+        throw new Error(`waiting for ${what}: ${why}; ${said}\n${await this.#state()}`);
       }
       await sleep(POLL_MS);
     }
+  }
+
+  async #state(): Promise<string> {
+    if (this.#ended || this.#qmp === undefined) return "";
+    return await machineState({
+      qmp: this.#qmp,
+      biosLog: this.#biosLog,
+      queueCounts: this.#disks.map(({ queues }) => queues),
+      backEnd: this.#backEnd(),
+    });
   }
 
   #qemuSaid(): string {
